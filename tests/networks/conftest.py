@@ -1,0 +1,56 @@
+"""Trains each network once in a test run, however many workers and tests ask for it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+from . import data, recipes
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained network on disk.
+
+    Attributes:
+        name: Key in ``recipes.NETWORKS``.
+        onnx: The lowered file.
+        module: The quantised module's ``state_dict``.
+        score: What the training reached.
+    """
+
+    name: str
+    onnx: Path
+    module: Path
+    score: recipes.Score
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Trained]:
+    """A function that gives a trained network by name, training it where no worker has.
+
+    ``EDGEMAT_NETWORK_CACHE`` names a folder that outlives the run, for people who work on the backends.
+    """
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
+    cache = Path(os.environ.get("EDGEMAT_NETWORK_CACHE") or shared / "networks")
+
+    def get(name: str) -> Trained:
+        folder = cache / name
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / "lock"):
+            written = folder / "score.json"
+            try:
+                score = recipes.Score(**json.loads(written.read_text())) if written.exists() else None
+                score = score or recipes.build(name, folder)
+            except data.DataMissingError as missing:
+                pytest.skip(str(missing))
+        return Trained(name, folder / "net.onnx", folder / "module.pt", score)
+
+    return get
