@@ -1,0 +1,318 @@
+"""From the lowered graph to native steps: channels last, one step per kernel call.
+
+A graph tensor ``(N, C, *spatial)`` is held natively as ``(*spatial, C)`` without its batch; tensors of rank 2
+keep their order. With ``A`` the logical array without its batch, the memory of a native tensor is
+``transpose(reshape(A, view), perm)`` in row-major order; `NativeTensor.pack` and `.unpack` say just that.
+
+A Reshape is a plain alias of memory when both sides spell the same order. Otherwise there are two cases:
+
+1. the reshaped tensor is read by Linear nodes only: it stays an alias, its ``view`` and ``perm`` are those of
+   the tensor it aliases, and the columns of those weights are permuted instead;
+2. a ``transpose`` step brings the input to logical order, the reshape aliases that, and a second
+   ``transpose`` step brings the result to channels last (each only where it moves something).
+
+Linear and MatMul on rank 3 and more contract the last *logical* axis, so such calls read and write logical
+order, with ``transpose`` steps around them where that moves something.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from edgemat.errors import UnsupportedOpError
+
+_LOGICAL_STEMS = frozenset({"linear", "matmul"})
+_MAX_RANK = 4
+
+
+@dataclass(frozen=True)
+class NativeTensor:
+    """A tensor as a target stores it.
+
+    Attributes:
+        name: unique in its network.
+        view: logical shape without batch, before the permutation.
+        perm: native axis ``i`` is axis ``perm[i]`` of ``view``.
+        logical: the graph tensor's shape without batch (``unpack`` returns this shape).
+        format: the tensor's `Fixed`.
+        lo: smallest code that can occur.
+        hi: largest code that can occur.
+        source: the graph tensor whose codes it holds.
+        values: int64 codes in native order, shape ``[size]``, for a constant operand; else None.
+    """
+
+    name: str
+    view: tuple[int, ...]
+    perm: tuple[int, ...]
+    logical: tuple[int, ...]
+    format: Any
+    lo: int
+    hi: int
+    source: str
+    values: np.ndarray | None = field(default=None, compare=False)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Native shape, without batch."""
+        return tuple(self.view[axis] for axis in self.perm)
+
+    @property
+    def size(self) -> int:
+        """Number of elements of one sample."""
+        return int(np.prod(self.view, dtype=np.int64))
+
+    def pack(self, codes: np.ndarray) -> np.ndarray:
+        """Graph codes ``[N, *logical]`` to native codes ``[N, size]``."""
+        codes = np.asarray(codes)
+        axes = (0, *(axis + 1 for axis in self.perm))
+        return codes.reshape(len(codes), *self.view).transpose(axes).reshape(len(codes), self.size)
+
+    def unpack(self, flat: np.ndarray) -> np.ndarray:
+        """Native codes ``[N, size]`` to graph codes ``[N, *logical]``."""
+        inverse = np.argsort(self.perm) if self.perm else np.array([], dtype=int)
+        axes = (0, *(int(axis) + 1 for axis in inverse))
+        return flat.reshape(len(flat), *self.shape).transpose(axes).reshape(len(flat), *self.logical)
+
+    def order(self) -> np.ndarray:
+        """Logical flat index held at each native flat position, int64 ``[size]``."""
+        return np.arange(self.size, dtype=np.int64).reshape(self.view).transpose(self.perm).reshape(-1)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One kernel call (``stem == "reshape"``: an alias of memory, no call).
+
+    Attributes:
+        stem: the kernel's stem, ``conv`` for ``conv.c`` / ``conv.hpp``.
+        name: unique in its network: the graph node's name, with a suffix for inserted transposes.
+        inputs: operands; a constant operand carries ``values``.
+        outputs: results.
+        params: compile-time integers (section 4 of docs/internals.md).
+        arrays: constant arrays in native layout, int64.
+        epilogue: fused requantisation or None.
+        bounds: the accumulator's intervals of the graph call or None.
+        node: name of the graph node this step comes from.
+    """
+
+    stem: str
+    name: str
+    inputs: tuple[NativeTensor, ...]
+    outputs: tuple[NativeTensor, ...]
+    params: dict[str, Any]
+    arrays: dict[str, np.ndarray]
+    epilogue: Any
+    bounds: Any
+    node: str
+
+
+@dataclass(frozen=True)
+class Network:
+    """A whole graph in native layout; ``steps`` are in execution order."""
+
+    name: str
+    inputs: tuple[NativeTensor, ...]
+    outputs: tuple[NativeTensor, ...]
+    steps: tuple[Step, ...]
+    graph: Any
+
+    def tensors(self) -> dict[str, NativeTensor]:
+        """Every non-constant tensor by name, in the order in which it is written."""
+        found = {tensor.name: tensor for tensor in self.inputs}
+        for step in self.steps:
+            found.update((tensor.name, tensor) for tensor in step.outputs)
+        return found
+
+
+def channels_last(rank: int) -> tuple[int, ...]:
+    """Permutation of a sample of ``rank`` axes (batch not counted): channels go last."""
+    return (*range(1, rank), 0) if rank >= 2 else tuple(range(rank))
+
+
+def to_native(graph: Any) -> Network:
+    """Turn a `Graph` of `edgemat.lower.reader` into native steps.
+
+    Raises:
+        UnsupportedOpError: a permutation needs more than four axes, or a reshape mixes the batch.
+    """
+    return _Builder(graph).build()
+
+
+class _Builder:
+    def __init__(self, graph: Any) -> None:
+        self.graph = graph
+        self.steps: list[Step] = []
+        self.tensors: dict[str, NativeTensor] = {}
+        self.logical: dict[str, NativeTensor] = {}
+        self.readers: dict[str, list[Any]] = {}
+        for call in graph.nodes:
+            for name in call.inputs:
+                if name:
+                    self.readers.setdefault(name, []).append(call)
+
+    def build(self) -> Network:
+        inputs = tuple(self.declare(name) for name in self.graph.inputs)
+        for call in self.graph.nodes:
+            if call.op.stem == "reshape":
+                self.reshape(call)
+            else:
+                self.call(call)
+        outputs = tuple(self.tensors[name] for name in self.graph.outputs)
+        return Network(self.graph.name, inputs, outputs, tuple(self.steps), self.graph)
+
+    def native(self, name: str) -> NativeTensor:
+        tensor = self.graph.tensors[name]
+        shape = tuple(int(size) for size in tensor.shape[1:])
+        return NativeTensor(
+            name, shape, channels_last(len(shape)), shape, tensor.format, int(tensor.lo), int(tensor.hi), name
+        )
+
+    def declare(self, name: str) -> NativeTensor:
+        self.tensors[name] = self.native(name)
+        return self.tensors[name]
+
+    def call(self, call: Any) -> None:
+        native = call.op.native(call)
+        arrays = {key: np.asarray(value) for key, value in native.arrays.items()}
+        rank = max([len(self.graph.tensors[name].shape) for name in call.outputs], default=0)
+        wants_logical = call.op.stem in _LOGICAL_STEMS and rank >= 3
+        inputs = []
+        for position, name in enumerate(call.inputs):
+            if not name:
+                continue
+            if call.constant(position) is not None:
+                if not arrays:
+                    inputs.append(self.constant(call, position, wants_logical))
+            elif wants_logical:
+                inputs.append(self.in_logical_order(name, call))
+            else:
+                inputs.append(self.tensors[name])
+        if call.op.stem == "linear":
+            order = inputs[0].order()
+            if len(inputs[0].logical) == 1 and not np.array_equal(order, np.arange(len(order))):
+                arrays["weight"] = arrays["weight"][:, order]
+        if wants_logical:
+            outputs = [self.logical_twin(self.native(name)) for name in call.outputs]
+        else:
+            outputs = [self.declare(name) for name in call.outputs]
+        self.steps.append(
+            Step(
+                call.op.stem, call.name, tuple(inputs), tuple(outputs), dict(native.params), arrays,
+                call.epilogue, call.bounds, call.name,
+            )
+        )  # fmt: skip
+        if wants_logical:
+            for name, output in zip(call.outputs, outputs, strict=True):
+                self.logical[name] = output
+                self.settle(name, output, call)
+
+    def constant(self, call: Any, position: int, wants_logical: bool) -> NativeTensor:
+        name = call.inputs[position]
+        tensor = self.graph.tensors[name]
+        codes = np.asarray(call.constant(position), dtype=np.int64)
+        rank = max(len(self.graph.tensors[out].shape) for out in call.outputs)
+        shape = (1,) * (rank - codes.ndim) + codes.shape
+        if shape[0] != 1:
+            raise UnsupportedOpError(
+                f"node {call.name!r}: constant operand {name!r} has shape {codes.shape}, expected no batch axis"
+                " or a batch axis of 1; give the constant the shape of one sample"
+            )
+        view = shape[1:]
+        perm = tuple(range(len(view))) if wants_logical else channels_last(len(view))
+        values = codes.reshape(view).transpose(perm).reshape(-1)
+        return NativeTensor(
+            name, view, perm, view, tensor.format, int(codes.min()), int(codes.max()), name, values
+        )
+
+    def logical_twin(self, tensor: NativeTensor) -> NativeTensor:
+        perm = tuple(range(len(tensor.view)))
+        if _moves_nothing(tensor.view, tensor.perm):
+            return replace(tensor, perm=perm)
+        return replace(tensor, name=f"{tensor.name}/logical", perm=perm)
+
+    def in_logical_order(self, name: str, call: Any) -> NativeTensor:
+        tensor = self.tensors[name]
+        if name not in self.logical:
+            twin = self.logical_twin(tensor)
+            if twin.name != tensor.name:
+                self.transpose(tensor, twin, call)
+            self.logical[name] = twin
+        return self.logical[name]
+
+    def settle(self, name: str, logical: NativeTensor, call: Any) -> None:
+        """Make ``name`` available in channels-last order from its logical twin."""
+        target = self.declare(name)
+        if logical.name != target.name and self.needs_settling(name):
+            self.transpose(logical, target, call)
+
+    def needs_settling(self, name: str) -> bool:
+        """True where some reader, or the network's output, wants channels last."""
+        readers = self.readers.get(name, [])
+        return name in self.graph.outputs or any(reader.op.stem not in _LOGICAL_STEMS for reader in readers)
+
+    def transpose(self, source: NativeTensor, target: NativeTensor, call: Any) -> None:
+        """Append a step that copies ``source`` into the memory order of ``target`` (same view)."""
+        axis_stride = np.cumprod([1, *source.shape[:0:-1]])[::-1] if source.shape else []
+        by_view = {axis: int(stride) for axis, stride in zip(source.perm, axis_stride, strict=True)}
+        dims = [(target.view[axis], by_view[axis]) for axis in target.perm if target.view[axis] != 1]
+        merged: list[tuple[int, int]] = []
+        for size, stride in dims:
+            if merged and merged[-1][1] == size * stride:
+                merged[-1] = (merged[-1][0] * size, stride)
+            else:
+                merged.append((size, stride))
+        if len(merged) > _MAX_RANK:
+            raise UnsupportedOpError(
+                f"node {call.name!r}: its change of layout needs {len(merged)} axes, at most {_MAX_RANK} are"
+                " supported; reshape in smaller steps"
+            )
+        merged = [(1, 0)] * (_MAX_RANK - len(merged)) + merged
+        params = {
+            "dims": tuple(size for size, _ in merged),
+            "stride": tuple(stride for _, stride in merged),
+            "offset": 0,
+        }
+        taken = {step.name for step in self.steps}
+        name = f"{call.name}/layout"
+        while name in taken:
+            name += "_"
+        self.steps.append(Step("transpose", name, (source,), (target,), params, {}, None, None, call.name))
+
+    def reshape(self, call: Any) -> None:
+        name_in, name_out = call.inputs[0], call.outputs[0]
+        source, result = self.tensors[name_in], self.native(name_out)
+        if source.size != result.size:
+            raise UnsupportedOpError(
+                f"node {call.name!r}: reshape turns {source.logical} into {result.logical} and so mixes the"
+                " batch with other axes; expected a reshape within one sample"
+            )
+        readers = self.readers.get(name_out, [])
+        only_linear = (
+            len(result.logical) == 1
+            and name_out not in self.graph.outputs
+            and bool(readers)
+            and all(reader.op.stem == "linear" for reader in readers)
+        )
+        same = np.array_equal(source.order(), result.order())
+        if same:
+            self.alias(call, source, result)
+        elif only_linear:  # case 1
+            self.alias(call, source, replace(result, view=source.view, perm=source.perm))
+        else:  # case 2
+            plain = self.in_logical_order(name_in, call)
+            twin = self.logical_twin(result)
+            self.alias(call, plain, twin)
+            self.logical[name_out] = twin
+            self.settle(name_out, twin, call)
+            return
+        self.tensors[name_out] = self.steps[-1].outputs[0]
+
+    def alias(self, call: Any, source: NativeTensor, result: NativeTensor) -> None:
+        self.steps.append(Step("reshape", call.name, (source,), (result,), {}, {}, None, None, call.name))
+
+
+def _moves_nothing(view: tuple[int, ...], perm: tuple[int, ...]) -> bool:
+    kept = [axis for axis in perm if view[axis] != 1]
+    return kept == sorted(kept)

@@ -1,0 +1,59 @@
+/* Opens a kernel variant: defaults of the template macros and the epilogue in the variant's terms.
+ * No include guard: every kernel file includes it first and edgemat_variant_end.h last. */
+#include "edgemat_kernels.h"
+#include "edgemat_requantize.h"
+
+#define EM_PASTE_(a, b) a##b
+#define EM_PASTE(a, b) EM_PASTE_(a, b)
+#define EM_PASTE3_(a, b, c) a##b##c
+#define EM_PASTE3(a, b, c) EM_PASTE3_(a, b, c)
+
+#ifndef EM_X /* element of the input, and of the first operand */
+#define EM_X int8_t
+#endif
+#ifndef EM_X1 /* element of the second operand */
+#define EM_X1 EM_X
+#endif
+#ifndef EM_W /* element of weights, scales, slopes */
+#define EM_W int8_t
+#endif
+#ifndef EM_B /* element of the bias */
+#define EM_B int32_t
+#endif
+#ifndef EM_ACC_BITS /* 32 or 64 */
+#define EM_ACC_BITS 32
+#endif
+#ifndef EM_Y /* element of the result */
+#define EM_Y int32_t
+#endif
+#ifndef EM_KIND /* EM_SHIFT_NONE, EM_SHIFT_RIGHT or EM_SHIFT_ANY */
+#define EM_KIND EM_SHIFT_NONE
+#endif
+#ifndef EM_ROUNDING
+#define EM_ROUNDING EM_TRN
+#endif
+#ifndef EM_OVERFLOW
+#define EM_OVERFLOW EM_FITS
+#endif
+#ifndef EM_PER_CHANNEL /* 1: epilogue->shift has one entry per channel */
+#define EM_PER_CHANNEL 0
+#endif
+
+#define EM_ACC EM_PASTE3(int, EM_ACC_BITS, _t)
+
+/* Loads what every result needs, once; a variant without epilogue does not touch the pointer. */
+#define EM_EPILOGUE_BEGIN(e)                                                                     \
+    const EM_ACC em_y_min EM_MAYBE_UNUSED = EM_OVERFLOW == EM_FITS ? 0 : (EM_ACC)(e)->y_min;     \
+    const EM_ACC em_y_max EM_MAYBE_UNUSED = EM_OVERFLOW == EM_FITS ? 0 : (EM_ACC)(e)->y_max;     \
+    const int8_t *const em_shift EM_MAYBE_UNUSED = EM_KIND == EM_SHIFT_NONE ? NULL : (e)->shift; \
+    const int em_shift0 EM_MAYBE_UNUSED = EM_KIND == EM_SHIFT_NONE ? 0 : (e)->shift[0]
+
+/* The result of accumulator a in channel c. */
+#define EM_RESULT(a, c)                                                                                          \
+    ((EM_Y)EM_PASTE(em_requantize_s, EM_ACC_BITS)((a), EM_PER_CHANNEL ? em_shift[(c)] : em_shift0, em_y_min,     \
+                                                  em_y_max, EM_KIND, EM_ROUNDING, EM_OVERFLOW))
+
+/* The channel after c. */
+#define EM_NEXT_CHANNEL(e, c) (EM_PER_CHANNEL && (c) + 1 < (e)->channels ? (c) + 1 : 0)
+
+#define EM_SHIFT_LEFT(a, shift) EM_PASTE(em_shift_left_s, EM_ACC_BITS)((a), (shift))

@@ -1,0 +1,23 @@
+/* Closes a kernel variant: forgets every template macro, so that the next variant starts clean. */
+#undef EM_FUNCTION
+#undef EM_X
+#undef EM_X1
+#undef EM_W
+#undef EM_B
+#undef EM_ACC_BITS
+#undef EM_ACC
+#undef EM_Y
+#undef EM_KIND
+#undef EM_ROUNDING
+#undef EM_OVERFLOW
+#undef EM_PER_CHANNEL
+#undef EM_DIVIDE
+#undef EM_JOIN
+#undef EM_EPILOGUE_BEGIN
+#undef EM_RESULT
+#undef EM_NEXT_CHANNEL
+#undef EM_SHIFT_LEFT
+#undef EM_PASTE_
+#undef EM_PASTE
+#undef EM_PASTE3_
+#undef EM_PASTE3
