@@ -1,0 +1,5 @@
+"""``python -m edgemat``: the command line."""
+
+from edgemat.cli import main
+
+main()

@@ -1,0 +1,293 @@
+"""The command line: each command parses, makes one library call and renders what comes back.
+
+Results go to stdout (``--json`` for machines), everything else to stderr. Exit codes: 0 good, 1 an error with
+its one sentence, 2 wrong usage, 3 backends that disagree, 130 interrupted. Library modules are imported inside
+the commands, so that ``edgemat --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+import edgemat
+from edgemat.errors import EdgematError, ParityError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    Arrays = np.ndarray | dict[str, np.ndarray]
+
+EXIT_ERROR = 1
+EXIT_MISMATCH = 3
+EXIT_INTERRUPTED = 130
+BACKENDS = ("reference", "onnx", "hls", "mcu", "mcu:cortex-m4", "mcu:rv32imc")
+
+
+class ArrayFile(click.ParamType):
+    """A ``.npy`` file (one array) or an ``.npz`` file (a dict of arrays by input name)."""
+
+    name = "array file"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Load the file; refuse what is not an array file as wrong usage."""
+        import zipfile
+
+        import numpy as np
+
+        try:
+            with open(value, "rb") as file:
+                loaded = np.load(file, allow_pickle=False)
+                return dict(loaded) if isinstance(loaded, np.lib.npyio.NpzFile) else loaded
+        except OSError as error:
+            self.fail(f"{value}: {error.strerror or 'cannot be read'}.", param, ctx)
+        except (ValueError, EOFError, zipfile.BadZipFile):
+            self.fail(
+                f"{value} is not a .npy or .npz file of plain arrays; write one with numpy.save.", param, ctx
+            )
+
+
+class BackendList(click.ParamType):
+    """Backend names separated by commas."""
+
+    name = "list"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, ...]:
+        """Split the list and refuse names that are no backend."""
+        names = tuple(part.strip() for part in value.split(",") if part.strip())
+        unknown = [name for name in names if name not in BACKENDS]
+        if unknown or not names:
+            found = f"{unknown[0]!r} is no backend" if unknown else "the list is empty"
+            self.fail(f"{found}; choose from {', '.join(BACKENDS)}.", param, ctx)
+        return names
+
+
+MODEL = click.argument("model", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+CODES = click.option("--codes", is_flag=True, help="Arrays hold integer codes instead of real values.")
+TARGET = click.Choice(["hls", "mcu"])
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(edgemat.__version__, prog_name="edgemat", message="%(prog)s %(version)s")
+def cli() -> None:
+    """One trained network, the same bits on FPGA and microcontroller."""
+
+
+@cli.command()
+@MODEL
+@click.option("--target", type=TARGET, required=True, help="hls: an HLS C++ project. mcu: a C library.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder to write.")
+@click.option("--io", type=click.Choice(["parallel", "stream"]), help="hls: interface.  [default: parallel]")
+@click.option("--reuse", type=click.IntRange(min=1), help="hls: multiplications that share one multiplier.")
+@click.option(
+    "--plan", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="hls: plan by layer (TOML)."
+)
+@click.option(
+    "--clock-ns", type=click.FloatRange(min=0, min_open=True), help="hls: clock period.  [default: 5]"
+)
+@click.option("--part", help="hls: device to synthesise for.")
+def export(model: Path, target: str, output: Path, **options: Any) -> None:
+    """Write a target's project for a lowered MODEL."""
+    given = {name: value for name, value in options.items() if value is not None}
+    if target == "mcu" and given:
+        name = next(iter(given)).replace("_", "-")
+        raise click.UsageError(f"--{name} belongs to --target hls; --target mcu does not take it.")
+    if "reuse" in given and "plan" in given:
+        raise click.UsageError(
+            "--reuse and --plan exclude each other; write the reuse factors into the plan."
+        )
+    edgemat.export(model, target=target, output=output, **given)
+    click.echo(output)
+
+
+@cli.command()
+@MODEL
+@click.option("--inputs", type=ArrayFile(), required=True, help=".npy; several inputs: .npz by name.")
+@click.option(
+    "-o", "--output", type=click.Path(dir_okay=False, path_type=Path), required=True, help=".npy or .npz"
+)
+@CODES
+def simulate(model: Path, inputs: Arrays, output: Path, codes: bool) -> None:
+    """Compute a model's outputs, bit-exactly.
+
+    MODEL is a lowered file; the outputs are those of the hardware, to the bit.
+    """
+    result = edgemat.Simulator(model)(inputs, codes=codes)
+    _save(output, result)
+    click.echo(output)
+
+
+@cli.command()
+@MODEL
+@click.option("--inputs", type=ArrayFile(), help=".npy; several inputs: .npz by name.")
+@click.option("--samples", type=click.IntRange(min=1), help="Random samples beside the corner vectors.")
+@click.option("--backends", type=BackendList(), help=f"Any of {','.join(BACKENDS)}.")
+@CODES
+@JSON
+def verify(
+    model: Path,
+    inputs: Arrays | None,
+    samples: int | None,
+    backends: tuple[str, ...] | None,
+    codes: bool,
+    as_json: bool,
+) -> None:
+    """Compare the integers of every backend.
+
+    MODEL is a lowered file. Exit code 3 when a backend differs from the reference.
+    """
+    if inputs is not None and samples is not None:
+        raise click.UsageError("--inputs and --samples exclude each other.")
+    if codes and inputs is None:
+        raise click.UsageError("--codes says what --inputs holds; give --inputs.")
+    given = {"inputs": inputs, "samples": samples, "backends": backends}
+    options = {name: value for name, value in given.items() if value is not None}
+    report = edgemat.verify(model, codes=codes, **options)
+    _show(report, as_json)
+    if not report.ok:
+        sys.exit(EXIT_MISMATCH)
+
+
+@cli.command()
+@MODEL
+@click.option("--target", type=TARGET, help="Add the target's modelled cost.")
+@JSON
+def inspect(model: Path, target: str | None, as_json: bool) -> None:
+    """Show formats, ranges, proof and cost.
+
+    For each node of the lowered MODEL: formats, ranges, accumulator widths, multiplies, weight bits and, with
+    --target, the modelled cost; and the proof that no accumulator can overflow.
+    """
+    from edgemat import report
+
+    _show(report.inspect(model, target=target), as_json)
+
+
+@cli.command()
+@JSON
+def ops(as_json: bool) -> None:
+    """Show which operator runs on which backend."""
+    from edgemat import report
+
+    _show(report.ops_table(), as_json)
+
+
+@cli.command()
+@click.option(
+    "-o", "--output", type=click.Path(file_okay=False, path_type=Path), help="Folder for the files."
+)
+def demo(output: Path | None) -> None:
+    """Train on digits and see all backends agree."""
+    from edgemat import demo as demonstration
+
+    result = demonstration.run() if output is None else demonstration.run(output)
+    if not result.ok:
+        sys.exit(EXIT_MISMATCH)
+
+
+@cli.command()
+def headers() -> None:
+    """Fetch the ap_int and ap_fixed headers.
+
+    The C simulation of HLS projects compiles against them. Prints their folder, which is EDGEMAT_AP_INCLUDE, a
+    Vitis installation's, or the user's cache (filled once from the Apache-licensed part of a PyPI wheel).
+    """
+    from edgemat.targets.apheaders import fetch_ap_headers
+
+    click.echo(fetch_ap_headers())
+
+
+def _show(report: Any, as_json: bool) -> None:
+    """Print a report: its dict as JSON, or its table as wide as the terminal."""
+    if as_json:
+        click.echo(json.dumps(report.to_dict(), indent=2))
+        return
+    from rich.console import Console
+
+    console = Console()
+    if not console.is_terminal:  # tables in a log or a pipe keep their columns
+        console = Console(width=max(console.width, 160))
+    console.print(report.render())
+
+
+def _save(path: Path, result: Arrays) -> None:
+    """Write ``.npy`` or ``.npz`` beside the target name first, so that no half-written file carries it."""
+    import numpy as np
+
+    if isinstance(result, dict) and path.suffix != ".npz":
+        raise click.UsageError(
+            f"the model has {len(result)} outputs ({', '.join(result)}), and {path.name} can hold one; "
+            "name an .npz file after -o."
+        )
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            if path.suffix == ".npz":
+                np.savez(file, **(result if isinstance(result, dict) else {"output": result}))  # type: ignore[arg-type]
+            else:
+                np.save(file, result, allow_pickle=False)  # type: ignore[arg-type]
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(name, 0o666 & ~umask)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    click.echo(f"edgemat: {message}", err=True)
+    sys.exit(code)
+
+
+def _os_error(error: OSError) -> str:
+    place = f" while writing {error.filename}" if error.filename else ""
+    if error.errno == errno.ENOSPC:
+        return f"the disk is full{place}; free some space or choose another folder with -o."
+    named = f"{error.filename}: " if error.filename else ""
+    return f"{named}{error.strerror or error}; check the path and the rights to it."
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and leave with its exit code.
+
+    Args:
+        arguments: The words after the program's name; ``sys.argv`` by default.
+    """
+    try:
+        cli.main(
+            args=None if arguments is None else list(arguments), prog_name="edgemat", standalone_mode=False
+        )
+        sys.stdout.flush()
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        _fail("interrupted.", EXIT_INTERRUPTED)
+    except ParityError as error:
+        _fail(str(error), EXIT_MISMATCH)
+    except EdgematError as error:
+        _fail(str(error), EXIT_ERROR)
+    except BrokenPipeError:  # the reader of stdout left, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(EXIT_ERROR)
+    except OSError as error:
+        _fail(_os_error(error), EXIT_ERROR)
+    except MemoryError:
+        _fail("memory ran out; pass fewer samples at once.", EXIT_ERROR)
+    sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()
