@@ -11,8 +11,8 @@ A Reshape is a plain alias of memory when both sides spell the same order. Other
 2. a ``transpose`` step brings the input to logical order, the reshape aliases that, and a second
    ``transpose`` step brings the result to channels last (each only where it moves something).
 
-Linear and MatMul on rank 3 and more contract the last *logical* axis, so such calls read and write logical
-order, with ``transpose`` steps around them where that moves something.
+Calls for which ``op.row_major(call)`` holds (Linear and MatMul on rank 3 and more, which contract the last
+*logical* axis) read and write logical order, with ``transpose`` steps around them where that moves something.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ import numpy as np
 
 from edgemat.errors import UnsupportedOpError
 
-_LOGICAL_STEMS = frozenset({"linear", "matmul"})
 _MAX_RANK = 4
 
 
@@ -127,8 +126,8 @@ class Network:
 
 
 def channels_last(rank: int) -> tuple[int, ...]:
-    """Permutation of a sample of ``rank`` axes (batch not counted): channels go last."""
-    return (*range(1, rank), 0) if rank >= 2 else tuple(range(rank))
+    """Permutation of a sample of ``rank`` axes (batch not counted): channels go last where rank is 2 or 3."""
+    return (*range(1, rank), 0) if rank in (2, 3) else tuple(range(rank))
 
 
 def to_native(graph: Any) -> Network:
@@ -164,10 +163,9 @@ class _Builder:
 
     def native(self, name: str) -> NativeTensor:
         tensor = self.graph.tensors[name]
-        shape = tuple(int(size) for size in tensor.shape[1:])
-        return NativeTensor(
-            name, shape, channels_last(len(shape)), shape, tensor.format, int(tensor.lo), int(tensor.hi), name
-        )
+        shape = tensor.sample_shape
+        perm = channels_last(len(shape)) if tensor.batched else tuple(range(len(shape)))
+        return NativeTensor(name, shape, perm, shape, tensor.format, int(tensor.lo), int(tensor.hi), name)
 
     def declare(self, name: str) -> NativeTensor:
         self.tensors[name] = self.native(name)
@@ -176,8 +174,7 @@ class _Builder:
     def call(self, call: Any) -> None:
         native = call.op.native(call)
         arrays = {key: np.asarray(value) for key, value in native.arrays.items()}
-        rank = max([len(self.graph.tensors[name].shape) for name in call.outputs], default=0)
-        wants_logical = call.op.stem in _LOGICAL_STEMS and rank >= 3
+        wants_logical = call.op.row_major(call)
         inputs = []
         for position, name in enumerate(call.inputs):
             if not name:
@@ -210,14 +207,14 @@ class _Builder:
 
     def constant(self, call: Any, position: int, wants_logical: bool) -> NativeTensor:
         name = call.inputs[position]
-        tensor = self.graph.tensors[name]
+        tensor = call.x[position]
         codes = np.asarray(call.constant(position), dtype=np.int64)
         rank = max(len(self.graph.tensors[out].shape) for out in call.outputs)
         shape = (1,) * (rank - codes.ndim) + codes.shape
         if shape[0] != 1:
             raise UnsupportedOpError(
-                f"node {call.name!r}: constant operand {name!r} has shape {codes.shape}, expected no batch axis"
-                " or a batch axis of 1; give the constant the shape of one sample"
+                f"node {call.name!r}: constant operand {name!r} has shape {codes.shape}, expected no batch"
+                " axis or one of 1; give the constant the shape of one sample"
             )
         view = shape[1:]
         perm = tuple(range(len(view))) if wants_logical else channels_last(len(view))
@@ -250,7 +247,7 @@ class _Builder:
     def needs_settling(self, name: str) -> bool:
         """True where some reader, or the network's output, wants channels last."""
         readers = self.readers.get(name, [])
-        return name in self.graph.outputs or any(reader.op.stem not in _LOGICAL_STEMS for reader in readers)
+        return name in self.graph.outputs or not all(reader.op.row_major(reader) for reader in readers)
 
     def transpose(self, source: NativeTensor, target: NativeTensor, call: Any) -> None:
         """Append a step that copies ``source`` into the memory order of ``target`` (same view)."""
@@ -293,7 +290,7 @@ class _Builder:
             len(result.logical) == 1
             and name_out not in self.graph.outputs
             and bool(readers)
-            and all(reader.op.stem == "linear" for reader in readers)
+            and all(reader.op.stem == "linear" and not reader.op.row_major(reader) for reader in readers)
         )
         same = np.array_equal(source.order(), result.order())
         if same:
