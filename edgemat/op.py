@@ -1,0 +1,445 @@
+"""What an operator is: the protocol every dossier in `edgemat.ops` fulfils.
+
+A dossier owns an operator's meaning: its attributes, its shape, format and range rule, its reference on integers (the
+definition the other backends are held to), its body in standard ONNX and the parameters its native kernels take.
+
+Every operator computes exactly. Narrowing is the *epilogue*: a Requantize written into the node as the attribute
+``requantize``. It is handled here, once, for all operators.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from edgemat import formats
+from edgemat.body import Body, Coded
+from edgemat.errors import FormatError, LoweringError
+from edgemat.formats import Fixed
+
+Shape = tuple[int | None, ...]
+MAX_ELEMENTS = 1 << 31
+REAL = Fixed(24, 24, rounding="TRN", overflow="WRAP")
+"""Stands, by identity, for "not codes but float values": the input of Quantize, the output of Dequantize."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """The type of one edge of the lowered graph.
+
+    Attributes:
+        name: Value name in the ONNX file.
+        shape: Dimensions; None stands for the batch and only on axis 0.
+        format: What a code means.
+        lo: Smallest code the tensor can hold (proved).
+        hi: Largest code the tensor can hold (proved).
+    """
+
+    name: str
+    shape: Shape
+    format: Fixed
+    lo: int
+    hi: int
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The ONNX code type: int8/uint8 up to 8 bits, int32 up to 32, else int64 (float32 for REAL tensors)."""
+        return np.dtype(np.float32) if self.format is REAL else code_dtype(self.format)
+
+    @property
+    def batched(self) -> bool:
+        """Whether axis 0 is the batch."""
+        return bool(self.shape) and self.shape[0] is None
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """Shape of one sample: without the batch axis."""
+        return tuple(int(d) for d in (self.shape[1:] if self.batched else self.shape))  # type: ignore[arg-type]
+
+    @property
+    def native_shape(self) -> tuple[int, ...]:
+        """Shape of one sample with channels last (rank 3 and 4), as native code stores it."""
+        shape = self.sample_shape
+        return (*shape[1:], shape[0]) if self.batched and len(shape) in (2, 3) else shape
+
+    @property
+    def size(self) -> int:
+        """Elements of one sample."""
+        return int(np.prod(self.sample_shape, dtype=np.int64))
+
+    @property
+    def magnitude(self) -> int:
+        """Largest absolute code."""
+        return max(abs(self.lo), abs(self.hi))
+
+
+def code_dtype(fmt: Fixed) -> np.dtype:
+    """The ONNX integer type that carries codes of `fmt` between operators."""
+    if fmt.width <= 8:
+        return np.dtype(np.int8 if fmt.signed else np.uint8)
+    return np.dtype(np.int32 if fmt.width + (not fmt.signed) <= 32 else np.int64)
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """Proved intervals of an accumulator, in codes.
+
+    Attributes:
+        final: Interval of the finished sum (enough for two's complement accumulators).
+        partial: Interval of every partial sum in any order (what C accumulators and float carriers need).
+    """
+
+    final: tuple[int, int]
+    partial: tuple[int, int]
+
+    @property
+    def magnitude(self) -> int:
+        """Largest absolute partial sum."""
+        return max(abs(self.partial[0]), abs(self.partial[1]))
+
+
+@dataclass(frozen=True, slots=True)
+class Epilogue:
+    """A Requantize fused into its producer.
+
+    Attributes:
+        shift: Right shifts of the accumulator's codes (negative: left), one entry or one per channel.
+        format: Target format; its rounding and overflow modes apply.
+    """
+
+    shift: tuple[int, ...]
+    format: Fixed
+
+    @property
+    def rounding(self) -> str:
+        """Rounding mode of the target format."""
+        return self.format.rounding
+
+    @property
+    def overflow(self) -> str:
+        """Overflow mode of the target format."""
+        return self.format.overflow
+
+
+@dataclass(frozen=True, slots=True)
+class Attr:
+    """One attribute of an operator: its Python type (int, str, or tuple for a list of ints) and default.
+
+    A default of None makes an attribute required unless `optional`.
+    """
+
+    kind: type
+    default: Any = None
+    optional: bool = False
+
+
+@dataclass(frozen=True)
+class Native:
+    """What native kernels get: compile-time integers and constant arrays, channels last, batch removed."""
+
+    params: dict[str, int | tuple[int, ...]] = field(default_factory=dict)
+    arrays: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """Type of one output before the epilogue: shape, exact format, proved interval."""
+
+    shape: Shape
+    format: Fixed
+    lo: int
+    hi: int
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Work of one sample: multiplications of two variables or by a weight, additions, bits of weights."""
+
+    multiplies: int = 0
+    additions: int = 0
+    weight_bits: int = 0
+
+
+class Call:
+    """One node of the lowered graph with everything its dossier needs.
+
+    Attributes:
+        op: The dossier.
+        name: Node name.
+        x: Types of the inputs; constant inputs (weights) have a Tensor as well.
+        attrs: Attributes, defaults filled in.
+        inputs: Value names of the inputs.
+        outputs: Value names of the outputs.
+    """
+
+    def __init__(
+        self,
+        op: Op,
+        name: str,
+        x: Sequence[Tensor],
+        attrs: dict[str, Any],
+        constants: dict[int, np.ndarray] | None = None,
+        outputs: Sequence[str] = ("y",),
+    ) -> None:
+        self.op = op
+        self.name = name
+        self.x = tuple(x)
+        self.constants = constants or {}
+        self.inputs = tuple(t.name for t in self.x)
+        self.outputs = tuple(outputs)
+        self.attrs = op.check_attrs(name, attrs)
+        op.check_inputs(self)
+
+    def __repr__(self) -> str:
+        return f"{self.op.name}({self.name})"
+
+    def constant(self, index: int) -> np.ndarray | None:
+        """int64 codes of input `index` when it is a constant, else None."""
+        return self.constants.get(index)
+
+    def format_attr(self, key: str) -> Fixed:
+        """Parses the attribute `key` as a format."""
+        return Fixed.parse(self.attrs[key])
+
+    def refuse(self, found: str, remedy: str) -> LoweringError:
+        """A LoweringError that names this node."""
+        return LoweringError(f"node {self.name!r} ({self.op.name}): {found}; {remedy}")
+
+    @cached_property
+    def exact(self) -> tuple[Result, ...]:
+        """Types of the outputs before the epilogue."""
+        results = self.op.infer(self)
+        for result in results:
+            elements = 1
+            for dim in result.shape:
+                elements *= 1 if dim is None else dim
+            if not 0 < elements < MAX_ELEMENTS:
+                raise self.refuse(
+                    f"an output has shape {result.shape}", "every axis needs at least one element"
+                )
+        return results
+
+    @cached_property
+    def bounds(self) -> Bounds:
+        """Proved intervals of the accumulator (for operators without one: of the exact output)."""
+        return self.op.bounds(self)
+
+    @cached_property
+    def epilogue(self) -> Epilogue | None:
+        """The fused Requantize, or None."""
+        if not self.attrs.get("requantize"):
+            return None
+        target = self.format_attr("requantize")
+        source = self.exact[0].format.fracs
+        wanted = target.fracs
+        count = max(len(source), len(wanted))
+        if count > 1 and count != channels(self.exact[0].shape):
+            raise self.refuse(
+                f"{count} binary points", f"expected 1 or {channels(self.exact[0].shape)} (axis 1)"
+            )
+        shift = tuple(source[i % len(source)] - wanted[i % len(wanted)] for i in range(count))
+        return Epilogue(formats.uniform(shift), target)
+
+    @cached_property
+    def y(self) -> tuple[Tensor, ...]:
+        """Types of the outputs."""
+        made = []
+        for name, result in zip(self.outputs, self.exact, strict=True):
+            fmt, lo, hi = result.format, result.lo, result.hi
+            if self.epilogue is not None:
+                fmt = self.epilogue.format
+                lo, hi = self.op.requantized_interval(self, lo, hi)
+            made.append(Tensor(name, result.shape, fmt, lo, hi))
+        return tuple(made)
+
+
+def channels(shape: Shape) -> int:
+    """Length of axis 1, or 1 where there is none."""
+    return int(shape[1] or 1) if len(shape) > 1 else 1
+
+
+def shifted_interval(lo: int, hi: int, shifts: Sequence[int], target: Fixed) -> tuple[int, int]:
+    """Interval of Requantize over the codes lo..hi for any of the right shifts.
+
+    Rounding is monotone and so is SAT; where WRAP or SAT_ZERO would act, the answer is the whole code range
+    (for SAT_ZERO: the part of it between 0 and the rounded ends).
+    """
+    ends = np.array([lo, hi], dtype=object)
+    lows, highs = zip(*(formats.round_shift(ends, s, target.rounding) for s in set(shifts)), strict=True)
+    return overflow_interval(min(lows), max(highs), target)
+
+
+def overflow_interval(low: int, high: int, target: Fixed) -> tuple[int, int]:
+    """Interval of rounded codes low..high after the overflow mode of `target`."""
+    floor, top = target.rails
+    if floor <= low and high <= top:
+        return int(low), int(high)
+    if target.overflow == "WRAP":
+        return floor, top
+    if target.overflow == "SAT_ZERO":
+        return max(min(int(low), 0), floor), min(max(int(high), 0), top)
+    return min(max(int(low), floor), top), max(min(int(high), top), floor)
+
+
+class Op(ABC):
+    """Base of all dossiers.
+
+    Attributes:
+        name: ONNX op_type in the domain ``edgemat``.
+        stem: Stem of the native files.
+        arity: Smallest and largest number of inputs.
+        attributes: Attributes by name (``requantize`` is added where `has_epilogue`).
+        has_epilogue: Whether a Requantize may be fused.
+        keeps_channels: Whether per-channel binary points on axis 1 are taken as they are; otherwise lowering aligns
+            them first, exactly and visibly.
+        same_format: Whether all variable inputs must share one format (lowering aligns them first).
+    """
+
+    name: str
+    stem: str
+    arity: tuple[int, int] = (1, 1)
+    attributes: dict[str, Attr] = {}
+    has_epilogue: bool = False
+    keeps_channels: bool = False
+    same_format: bool = False
+
+    def row_major(self, call: Call) -> bool:
+        """Whether the native kernels take this call's tensors in ONNX order (batch removed) instead of channels last."""
+        return False
+
+    # -- checks ---------------------------------------------------------------------------------------------------
+    def check_attrs(self, node: str, attrs: dict[str, Any]) -> dict[str, Any]:
+        """Fills in defaults and refuses unknown, missing or mistyped attributes."""
+        known = dict(self.attributes)
+        if self.has_epilogue:
+            known["requantize"] = Attr(str, "", optional=True)
+        for key in attrs:
+            if key not in known:
+                raise LoweringError(
+                    f"node {node!r} ({self.name}) has the attribute {key!r}, expected only {', '.join(known) or 'none'}"
+                )
+        full: dict[str, Any] = {}
+        for key, attr in known.items():
+            value = attrs.get(key, attr.default)
+            if value is None and not attr.optional:
+                raise LoweringError(f"node {node!r} ({self.name}) lacks the attribute {key!r}")
+            if value is not None and attr.kind is tuple:
+                value = tuple(int(v) for v in value)
+            if value is not None and not isinstance(value, attr.kind):
+                raise LoweringError(
+                    f"node {node!r} ({self.name}): attribute {key!r} is {value!r}, expected {attr.kind.__name__}"
+                )
+            full[key] = value
+        return full
+
+    def check_inputs(self, call: Call) -> None:
+        """Refuses a wrong number of inputs or formats that lowering should have aligned."""
+        low, high = self.arity
+        if not low <= len(call.x) <= high:
+            raise call.refuse(f"{len(call.x)} inputs", f"expected {low} to {high}")
+
+    # -- meaning --------------------------------------------------------------------------------------------------
+    @abstractmethod
+    def infer(self, call: Call) -> tuple[Result, ...]:
+        """Shape, exact format and proved interval of each output, before the epilogue."""
+
+    @abstractmethod
+    def compute(self, call: Call, *x: np.ndarray) -> np.ndarray:
+        """Exact int64 codes of the output, before the epilogue (single output)."""
+
+    def bounds(self, call: Call) -> Bounds:
+        """Intervals of the accumulator; by default those of the output."""
+        result = call.exact[0]
+        return Bounds((result.lo, result.hi), (min(result.lo, 0), max(result.hi, 0)))
+
+    def reference(self, call: Call, *x: np.ndarray) -> np.ndarray:
+        """THE definition: int64 codes in, int64 codes out, with a batch axis."""
+        codes = self.compute(call, *x)
+        if call.epilogue is not None:
+            codes = formats.requantize(codes, call.exact[0].format, call.epilogue.format)
+        return codes
+
+    def requantized_interval(self, call: Call, lo: int, hi: int) -> tuple[int, int]:
+        """Interval of the output behind the epilogue."""
+        assert call.epilogue is not None
+        return shifted_interval(lo, hi, call.epilogue.shift, call.epilogue.format)
+
+    # -- ONNX body ------------------------------------------------------------------------------------------------
+    @abstractmethod
+    def emit(self, body: Body, call: Call, *x: Coded) -> Coded:
+        """Writes the exact computation in standard ONNX, in a carrier the proved bounds allow."""
+
+    def emit_epilogue(self, body: Body, call: Call, acc: Coded) -> Coded:
+        """Writes the fused Requantize."""
+        assert call.epilogue is not None
+        result = call.exact[0]
+        return emit_requantize(
+            body, acc, call.epilogue.shift, call.epilogue.format, result.lo, result.hi, len(result.shape)
+        )
+
+    def body(self, call: Call) -> Body:
+        """The whole function body: emit, epilogue, cast to the code type."""
+        body = Body()
+        x = [Coded(body.input(f"x{i}"), t.dtype) for i, t in enumerate(call.x)]
+        out = self.emit(body, call, *x)
+        if call.epilogue is not None:
+            out = self.emit_epilogue(body, call, out)
+        body.output(body.cast(out, call.y[0].dtype).value)
+        return body
+
+    # -- targets --------------------------------------------------------------------------------------------------
+    def native(self, call: Call) -> Native:
+        """Parameters and constant arrays of the native kernels (docs/internals.md, section 4)."""
+        return Native()
+
+    def cost(self, call: Call) -> Cost:
+        """Work of one sample."""
+        return Cost()
+
+    def cases(self) -> list[Call]:
+        """Calls every backend is tested on: rails, ties, zero, extreme shapes."""
+        return []
+
+
+def emit_requantize(
+    body: Body, acc: Coded, shift: tuple[int, ...], target: Fixed, lo: int, hi: int, ndim: int, axis: int = 1
+) -> Coded:
+    """Writes round-then-overflow of codes lo..hi, in the fastest carrier that keeps every step exact."""
+    shifts = formats.channel_array(shift, ndim, axis)
+    largest, smallest = max(shift), min(shift)
+    reach = max(abs(lo), abs(hi)) + (1 << max(largest, 0))
+    reach = max(reach, max(abs(lo), abs(hi)) << max(-smallest, 0), 1 << min(target.width, 62))
+    ends = np.array([lo, hi], dtype=object)
+    rounded = [formats.round_shift(ends, s, target.rounding) for s in set(shift)]
+    low, high = min(int(r[0]) for r in rounded), max(int(r[1]) for r in rounded)
+    carrier = carrier_for(reach, minimum=acc.dtype)
+    if carrier.kind == "f":
+        value = body.cast(acc, carrier)
+        if any(shift):
+            value = body.scale(value, np.ldexp(1.0, -shifts))
+            value = body.round(value, target.rounding)
+        return body.overflow(value, target, low, high)
+    if max(abs(low), abs(high)) >= 1 << 62 or -smallest > 62 or largest > 62:
+        raise FormatError(
+            f"requantising codes {lo} to {hi} to {target} needs more than 63 bits, expected less; narrow the formats"
+        )
+    return body.overflow(
+        body.round_shift_int64(body.cast(acc, np.dtype(np.int64)), shifts, target.rounding), target, low, high
+    )
+
+
+def carrier_for(magnitude: int, minimum: np.dtype | None = None) -> np.dtype:
+    """float32 where |codes| stay below 2**24, float64 below 2**53, else int64.
+
+    Args:
+        magnitude: Largest absolute integer that occurs, partial sums included.
+        minimum: Type the value has already; a float64 is not narrowed to float32, an int64 of small codes is.
+    """
+    if magnitude < 1 << 24 and minimum != np.dtype(np.float64):
+        return np.dtype(np.float32)
+    return np.dtype(np.float64) if magnitude < 1 << 53 else np.dtype(np.int64)

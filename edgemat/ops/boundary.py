@@ -1,0 +1,140 @@
+"""Quantize, Dequantize, Constant and Requantize: where values become codes, codes values, and formats narrower."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from edgemat import formats
+from edgemat.body import Body, Coded
+from edgemat.op import REAL, Attr, Call, Native, Op, Result, emit_requantize
+
+
+class Quantize(Op):
+    """``y = quantize(float32(x))`` into `y_format`: round, then overflow; infinities saturate."""
+
+    name = "Quantize"
+    stem = "quantize"
+    attributes = {"y_format": Attr(str)}
+
+    def infer(self, call: Call) -> tuple[Result, ...]:
+        fmt = call.format_attr("y_format")
+        return (Result(call.x[0].shape, fmt, *fmt.rails),)
+
+    def compute(self, call: Call, *x: np.ndarray) -> np.ndarray:
+        return formats.quantize(np.asarray(x[0], dtype=np.float32), call.exact[0].format)
+
+    def emit(self, body: Body, call: Call, *x: Coded) -> Coded:
+        fmt = call.exact[0].format
+        value = body.cast(x[0], np.float64)
+        fracs = formats.channel_array(fmt.fracs, len(call.x[0].shape))
+        value = body.round(body.scale(value, np.ldexp(1.0, fracs)), fmt.rounding)
+        far = 1 << 200
+        if fmt.width > 53 and fmt.overflow != "WRAP":
+            low, high = fmt.rails
+            rail = np.dtype(np.int64)
+            inside = body.binary("Max", value, body.number(float(low), value))
+            over = body.op("GreaterOrEqual", inside.value, body.const(float(high + 1), np.float64))
+            under = body.op("Less", value.value, body.const(float(low), np.float64))
+            kept = body.op("Where", over, body.const(0.0, np.float64), inside.value)
+            codes = body.cast(Coded(kept, np.dtype(np.float64)), rail)
+            edge = (low, high) if fmt.overflow != "SAT_ZERO" else (0, 0)
+            codes = Coded(body.op("Where", over, body.const(edge[1], rail), codes.value), rail)
+            return Coded(body.op("Where", under, body.const(edge[0], rail), codes.value), rail)
+        return body.overflow(value, fmt, -far, far)
+
+
+class Dequantize(Op):
+    """``y = code * 2**-frac_bits``: float32 up to 24 bits, float64 beyond."""
+
+    name = "Dequantize"
+    stem = "dequantize"
+    keeps_channels = True
+
+    def infer(self, call: Call) -> tuple[Result, ...]:
+        return (Result(call.x[0].shape, REAL, 0, 0),)
+
+    def compute(self, call: Call, *x: np.ndarray) -> np.ndarray:
+        return formats.dequantize(x[0], call.x[0].format)
+
+    def emit(self, body: Body, call: Call, *x: Coded) -> Coded:
+        fmt = call.x[0].format
+        value = body.cast(x[0], np.float64)
+        factors = np.ldexp(1.0, -formats.channel_array(fmt.fracs, len(call.x[0].shape)))
+        return body.cast(body.scale(value, factors), np.float32 if fmt.width <= 24 else np.float64)
+
+    def body(self, call: Call) -> Body:
+        body = Body()
+        x = Coded(body.input("x0"), call.x[0].dtype)
+        body.output(self.emit(body, call, x).value)
+        return body
+
+
+class Constant(Op):
+    """Codes of a constant operand, given a format; readers hand the codes to the operator that uses them."""
+
+    name = "Constant"
+    stem = "constant"
+    attributes = {"y_format": Attr(str)}
+
+    def infer(self, call: Call) -> tuple[Result, ...]:
+        fmt = call.format_attr("y_format")
+        codes = call.constant(0)
+        if codes is None:
+            raise call.refuse("its input is not an initializer", "expected constant codes")
+        lo, hi = int(codes.min()), int(codes.max())
+        if not fmt.holds(lo, hi):
+            raise call.refuse(f"codes {lo} to {hi} do not fit {fmt}", "give the constant a wider format")
+        return (Result(call.x[0].shape, fmt, lo, hi),)
+
+    def compute(self, call: Call, *x: np.ndarray) -> np.ndarray:
+        return np.asarray(x[0], dtype=np.int64)
+
+    def emit(self, body: Body, call: Call, *x: Coded) -> Coded:
+        return body.cast(x[0], call.y[0].dtype)
+
+
+class Requantize(Op):
+    """Round and overflow into another format: the one operator that may lose bits."""
+
+    name = "Requantize"
+    stem = "requantize"
+    has_epilogue = True
+    keeps_channels = True
+
+    def infer(self, call: Call) -> tuple[Result, ...]:
+        if not call.attrs.get("requantize"):
+            raise call.refuse("no target format", "give the attribute 'requantize'")
+        x = call.x[0]
+        return (Result(x.shape, x.format, x.lo, x.hi),)
+
+    def compute(self, call: Call, *x: np.ndarray) -> np.ndarray:
+        return np.asarray(x[0], dtype=np.int64)
+
+    def emit(self, body: Body, call: Call, *x: Coded) -> Coded:
+        return x[0]
+
+    def native(self, call: Call) -> Native:
+        return Native({"size": call.x[0].size})
+
+    def cases(self) -> list[Call]:
+        from edgemat.ops.cases import tensor
+
+        made = []
+        for rounding in formats.ROUNDINGS:
+            for overflow in formats.OVERFLOWS:
+                for target in ("fixed<4,2>", "ufixed<4,3>", "fixed<8,-2>", "fixed<12,6>"):
+                    fmt = replace(formats.Fixed.parse(target), rounding=rounding, overflow=overflow)
+                    name = f"{rounding}_{overflow}_{target}"
+                    made.append(Call(self, name, [tensor("fixed<8,4>", (None, 6))], {"requantize": str(fmt)}))
+        wide = tensor("fixed<40,20>", (None, 5))
+        made.append(Call(self, "wide", [wide], {"requantize": "fixed<16,8,RND_CONV,SAT>"}))
+        shape = (None, 3, 2, 2)
+        made.append(
+            Call(self, "channels", [tensor("fixed<10,[4,5,6]>", shape)], {"requantize": "fixed<8,4>"})
+        )
+        return made
+
+
+__all__ = ["Constant", "Dequantize", "Quantize", "Requantize", "emit_requantize"]

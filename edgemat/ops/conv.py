@@ -1,0 +1,244 @@
+"""Conv: 1-D and 2-D convolution with stride, padding, dilation and groups, as an exact integer sum.
+
+Padding contributes the value 0, so the input's interval is widened to contain 0 where there is any.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from edgemat.body import Body, Coded
+from edgemat.formats import accumulator, uniform
+from edgemat.op import Attr, Bounds, Call, Cost, Native, Op, Result
+from edgemat.ops.accumulation import emit_bias, emit_limb_products, exact_matmul, sum_bounds, windows
+from edgemat.ops.cases import constant, random_codes, tensor
+from edgemat.ops.linear import check_bias_grid, check_weights, weight_fracs
+
+
+def plane(values: tuple[int, ...], missing: int) -> tuple[int, int]:
+    """Spatial values as (height, width); 1-D operators are 2-D ones of height 1."""
+    return (missing, values[0]) if len(values) == 1 else (values[0], values[1])
+
+
+def window_params(call: Call, kernel: tuple[int, ...]) -> dict[str, int | tuple[int, ...]]:
+    """The geometry that convolutions and poolings share, for native kernels."""
+    x, y = call.x[0].sample_shape, call.exact[0].shape[1:]
+    rank = len(kernel)
+    pads = call.attrs["pads"]
+    top, left = plane(pads[:rank], 0)
+    bottom, right = plane(pads[rank:], 0)
+    (in_h, in_w), (out_h, out_w) = plane(x[1:], 1), plane(tuple(int(d or 0) for d in y[1:]), 1)
+    (kernel_h, kernel_w), (stride_h, stride_w) = plane(kernel, 1), plane(call.attrs["strides"], 1)
+    return {
+        "in_h": in_h,
+        "in_w": in_w,
+        "in_c": x[0],
+        "out_h": out_h,
+        "out_w": out_w,
+        "kernel_h": kernel_h,
+        "kernel_w": kernel_w,
+        "stride_h": stride_h,
+        "stride_w": stride_w,
+        "pad_top": top,
+        "pad_left": left,
+        "pad_bottom": bottom,
+        "pad_right": right,
+    }
+
+
+def check_geometry(call: Call, rank: int, keys: tuple[str, ...] = ("strides", "dilations")) -> None:
+    """Refuses strides, dilations or pads of the wrong length or sign."""
+    for key in keys:
+        if len(call.attrs[key]) != rank or min(call.attrs[key]) < 1:
+            raise call.refuse(f"{key} {call.attrs[key]}", f"expected {rank} positive integers")
+    if len(call.attrs["pads"]) != 2 * rank or min(call.attrs["pads"]) < 0:
+        raise call.refuse(f"pads {call.attrs['pads']}", f"expected {2 * rank} integers of at least 0")
+
+
+def output_extent(size: int, kernel: int, stride: int, dilation: int, pad: int) -> int:
+    """Output length along one axis (floor mode)."""
+    return (size + pad - dilation * (kernel - 1) - 1) // stride + 1
+
+
+class Conv(Op):
+    """Convolution of x [N, C, *S] with w [O, C/groups, *K] and b [O] (optional)."""
+
+    name = "Conv"
+    stem = "conv"
+    arity = (2, 3)
+    attributes = {
+        "w_format": Attr(str),
+        "b_format": Attr(str, "", optional=True),
+        "strides": Attr(tuple),
+        "pads": Attr(tuple),
+        "dilations": Attr(tuple),
+        "groups": Attr(int, 1),
+    }
+    has_epilogue = True
+
+    def _weights(self, call: Call) -> tuple[np.ndarray, np.ndarray | None]:
+        check_weights(call, len(call.x) > 2)
+        w = call.constant(1)
+        assert w is not None
+        return w, call.constant(2)
+
+    def _fracs(self, call: Call) -> tuple[int, ...]:
+        w, _ = self._weights(call)
+        fracs = weight_fracs(call, w.shape[0]) + call.x[0].format.fracs[0]
+        check_bias_grid(call, fracs)
+        return uniform(tuple(fracs.tolist()))
+
+    def _input_range(self, call: Call) -> tuple[int, int]:
+        x = call.x[0]
+        return (min(x.lo, 0), max(x.hi, 0)) if any(call.attrs["pads"]) else (x.lo, x.hi)
+
+    def bounds(self, call: Call) -> Bounds:
+        w, b = self._weights(call)
+        return sum_bounds(w.reshape(w.shape[0], -1), *self._input_range(call), b)
+
+    def infer(self, call: Call) -> tuple[Result, ...]:
+        x, (w, _) = call.x[0], self._weights(call)
+        rank = w.ndim - 2
+        groups = call.attrs["groups"]
+        if rank not in (1, 2) or len(x.shape) != rank + 2:
+            raise call.refuse(
+                f"input of shape {x.shape} with weights {w.shape}", "expected 1-D or 2-D convolution"
+            )
+        check_geometry(call, rank)
+        if groups < 1 or w.shape[1] * groups != x.shape[1] or w.shape[0] % groups:
+            raise call.refuse(
+                f"{x.shape[1]} input channels, weights {w.shape} and {groups} groups",
+                "channels must divide by groups",
+            )
+        pads = call.attrs["pads"]
+        spatial = tuple(
+            output_extent(
+                int(x.shape[2 + i] or 0),
+                w.shape[2 + i],
+                call.attrs["strides"][i],
+                call.attrs["dilations"][i],
+                pads[i] + pads[rank + i],
+            )
+            for i in range(rank)
+        )
+        if min(spatial) < 1:
+            raise call.refuse(
+                f"the kernel {w.shape[2:]} is larger than the padded input {x.shape}", "pad the input"
+            )
+        lo, hi = call.bounds.final
+        return (Result((x.shape[0], w.shape[0], *spatial), accumulator(lo, hi, self._fracs(call)), lo, hi),)
+
+    def compute(self, call: Call, *x: np.ndarray) -> np.ndarray:
+        w, b = self._weights(call)
+        rank = w.ndim - 2
+        groups = call.attrs["groups"]
+        view = windows(
+            x[0], w.shape[2:], call.attrs["strides"], call.attrs["dilations"], call.attrs["pads"], 0
+        )
+        n, _, *rest = view.shape
+        spatial = rest[:rank]
+        columns = np.moveaxis(view, 1, 1 + rank).reshape(n, *spatial, groups, -1)
+        per = w.shape[0] // groups
+        parts = []
+        for g in range(groups):
+            weight = w[g * per : (g + 1) * per].reshape(per, -1)
+            parts.append(exact_matmul(columns[..., g, :], weight.T, call.bounds.magnitude))
+        out = np.concatenate(parts, axis=-1)
+        return np.moveaxis(out if b is None else out + b, -1, 1)
+
+    def emit(self, body: Body, call: Call, *x: Coded) -> Coded:
+        w, _ = self._weights(call)
+        acc = (
+            emit_limb_products(
+                body,
+                "Conv",
+                x[0],
+                self._input_range(call),
+                x[1],
+                (int(w.min()), int(w.max())),
+                w[0].size,
+                call.bounds.magnitude,
+                strides=list(call.attrs["strides"]),
+                pads=list(call.attrs["pads"]),
+                dilations=list(call.attrs["dilations"]),
+                group=call.attrs["groups"],
+            )
+            if call.bounds.magnitude >= 1 << 24
+            else self._direct(body, call, *x)
+        )
+        return emit_bias(body, acc, x[2] if len(x) > 2 else None, w.ndim)
+
+    def _direct(self, body: Body, call: Call, *x: Coded) -> Coded:
+        single = np.dtype(np.float32)
+        out = body.op(
+            "Conv",
+            body.cast(x[0], single).value,
+            body.cast(x[1], single).value,
+            strides=list(call.attrs["strides"]),
+            pads=list(call.attrs["pads"]),
+            dilations=list(call.attrs["dilations"]),
+            group=call.attrs["groups"],
+        )
+        return Coded(out, single)
+
+    def native(self, call: Call) -> Native:
+        w, b = self._weights(call)
+        params = window_params(call, w.shape[2:])
+        dilation_h, dilation_w = plane(call.attrs["dilations"], 1)
+        params |= {
+            "out_c": w.shape[0],
+            "dilation_h": dilation_h,
+            "dilation_w": dilation_w,
+            "groups": call.attrs["groups"],
+            "has_bias": int(b is not None),
+        }
+        weight = np.ascontiguousarray(np.moveaxis(w if w.ndim == 4 else w[:, :, None, :], 1, -1))
+        return Native(params, {"weight": weight} if b is None else {"weight": weight, "bias": b})
+
+    def cost(self, call: Call) -> Cost:
+        w, b = self._weights(call)
+        work = w.size * math.prod(int(d or 1) for d in call.exact[0].shape[2:])
+        bits = w.size * call.format_attr("w_format").width + (0 if b is None else 32 * b.size)
+        return Cost(work, work, bits)
+
+    def cases(self) -> list[Call]:
+        made = []
+        geometries = [
+            # in shape, out channels, kernel, strides, pads, dilations, groups
+            ((3, 6, 5), 4, (3, 3), (1, 1), (1, 1, 1, 1), (1, 1), 1),
+            ((4, 7, 7), 4, (3, 3), (2, 2), (1, 1, 1, 1), (1, 1), 4),
+            ((4, 5, 6), 8, (1, 1), (1, 1), (0, 0, 0, 0), (1, 1), 1),
+            ((4, 9, 8), 6, (3, 2), (2, 1), (2, 0, 1, 1), (2, 3), 2),
+            ((1, 1, 1), 1, (1, 1), (1, 1), (0, 0, 0, 0), (1, 1), 1),
+            ((2, 11), 3, (4,), (2,), (3, 1), (1,), 1),
+            ((6, 9), 6, (3,), (1,), (2, 2), (2,), 6),
+        ]
+        for index, (shape, outs, kernel, strides, pads, dilations, groups) in enumerate(geometries):
+            for x_fmt, w_fmt, requantize in (
+                ("fixed<8,3>", "fixed<6,0>", ""),
+                ("ufixed<6,2>", "fixed<6,1>", "ufixed<6,5>"),
+                ("fixed<8,3>", "fixed<8,0>", "fixed<8,6,RND_CONV,WRAP>"),
+                ("fixed<16,3>", "fixed<16,0>", "fixed<16,9>"),
+            ):
+                w = constant(w_fmt, random_codes(w_fmt, (outs, shape[0] // groups, *kernel), index))
+                b = constant("fixed<16,8>", random_codes("fixed<10,0>", (outs,), index + 9), "b")
+                attrs = {
+                    "w_format": w_fmt,
+                    "strides": strides,
+                    "pads": pads,
+                    "dilations": dilations,
+                    "groups": groups,
+                    "requantize": requantize,
+                }
+                x = tensor(x_fmt, (None, *shape))
+                name = f"g{index}_{x_fmt}_{requantize}"
+                made.append(Call(self, name, [x, w[0], b[0]], attrs, {1: w[1], 2: b[1]}))
+        w_fmt = "fixed<6,[1,0,-2]>"
+        w = constant(w_fmt, random_codes("fixed<6,0>", (3, 2, 3, 3), 5))
+        attrs = {"w_format": w_fmt, "strides": (1, 1), "pads": (1, 1, 1, 1), "dilations": (1, 1)}
+        x = tensor("fixed<8,3>", (None, 2, 4, 4))
+        made.append(Call(self, "channels", [x, w[0]], attrs, {1: w[1]}))
+        made.append(Call(self, "channels_rq", [x, w[0]], {**attrs, "requantize": "fixed<8,6>"}, {1: w[1]}))
+        return made

@@ -1,0 +1,197 @@
+"""Linear: ``y = x @ w.T + b`` over the last axis, as an exact integer sum.
+
+Codes add up on the grid ``frac_x + frac_w`` (per output channel); the bias is an integer on that grid. Inputs of rank 3
+and more keep their leading axes; there the output channels lie on the last axis, so per-channel weights are brought to
+the finest grid first (weights shifted left: exact).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from edgemat.body import Body, Coded
+from edgemat.formats import accumulator, uniform
+from edgemat.op import Attr, Bounds, Call, Cost, Native, Op, Result
+from edgemat.ops.accumulation import emit_matmul, exact_matmul, sum_bounds
+from edgemat.ops.cases import constant, random_codes, tensor
+
+
+def weight_fracs(call: Call, channels: int, key: str = "w_format") -> np.ndarray:
+    """Fractional bits of the weights by output channel."""
+    fracs = call.format_attr(key).fracs
+    if len(fracs) not in (1, channels):
+        raise call.refuse(f"{len(fracs)} binary points in {key}", f"expected 1 or {channels}")
+    return np.broadcast_to(np.asarray(fracs, dtype=np.int64), (channels,))
+
+
+def check_weights(call: Call, biased: bool) -> None:
+    """Weights are constants inside `w_format`; the bias lies on the accumulator's grid and fits 32 bits."""
+    codes = call.constant(1)
+    if codes is None:
+        raise call.refuse("its weights are not an initializer", "only constant weights can be deployed")
+    if codes.size == 0:
+        raise call.refuse(f"its weights have shape {codes.shape}", "every axis needs at least one element")
+    fmt = call.format_attr("w_format")
+    lo, hi = int(codes.min()), int(codes.max())
+    if not (fmt.min_code <= lo and hi <= fmt.max_code):
+        raise call.refuse(
+            f"weight codes {lo} to {hi} do not fit {fmt}", "retrain or widen the weights' format"
+        )
+    if not biased:
+        return
+    bias = call.constant(2)
+    if bias is None:
+        raise call.refuse("its bias is not an initializer", "only constant biases can be deployed")
+    if int(np.abs(bias).max()) >= 1 << 31:
+        raise call.refuse(
+            "a bias code needs more than 32 bits", "narrow the input's or the weights' fraction"
+        )
+
+
+class Linear(Op):
+    """Fully connected layer; inputs x [N, ..., I], w [O, I], b [O] (optional)."""
+
+    name = "Linear"
+    stem = "linear"
+    arity = (2, 3)
+    attributes = {"w_format": Attr(str), "b_format": Attr(str, "", optional=True)}
+    has_epilogue = True
+
+    def _aligned(self, call: Call) -> tuple[np.ndarray, np.ndarray | None, tuple[int, ...]]:
+        """Weights, bias and accumulator fractions; one common fraction where channels are not on axis 1."""
+        check_weights(call, len(call.x) > 2)
+        w, b = call.constant(1), call.constant(2)
+        assert w is not None
+        fracs = weight_fracs(call, w.shape[0]) + call.x[0].format.fracs[0]
+        check_bias_grid(call, fracs)
+        if len(call.x[0].shape) > 2 and len(set(fracs.tolist())) > 1:
+            up = fracs.max() - fracs
+            w = w << up[:, None]
+            b = None if b is None else b << up
+            fracs = np.full_like(fracs, fracs.max())
+        return w, b, uniform(tuple(fracs.tolist()))
+
+    def bounds(self, call: Call) -> Bounds:
+        w, b, _ = self._aligned(call)
+        return sum_bounds(w, call.x[0].lo, call.x[0].hi, b)
+
+    def infer(self, call: Call) -> tuple[Result, ...]:
+        x = call.x[0]
+        w, _, fracs = self._aligned(call)
+        if len(x.shape) < 2 or x.shape[-1] != w.shape[1]:
+            raise call.refuse(f"input of shape {x.shape} with weights {w.shape}", "the last axes must agree")
+        lo, hi = call.bounds.final
+        return (Result((*x.shape[:-1], w.shape[0]), accumulator(lo, hi, fracs), lo, hi),)
+
+    def compute(self, call: Call, *x: np.ndarray) -> np.ndarray:
+        w, b, _ = self._aligned(call)
+        out = exact_matmul(x[0], w.T, call.bounds.magnitude)
+        return out if b is None else out + b
+
+    def emit(self, body: Body, call: Call, *x: Coded) -> Coded:
+        w, b, _ = self._aligned(call)
+        weight, bias = x[1], x[2] if len(x) > 2 else None
+        data = x[0]
+        if integer_kernel_is_safe(call, w):
+            product = body.op(
+                "MatMulInteger",
+                data.value,
+                body.op("Transpose", body.cast(weight, np.int8).value, perm=[1, 0]),
+            )
+            acc = Coded(product, np.dtype(np.int32))
+            return acc if bias is None else body.binary("Add", acc, body.cast(bias, np.int32))
+        if w is not call.constant(1):
+            fracs = weight_fracs(call, w.shape[0])
+            up = np.int64(1) << (fracs.max() - fracs)
+            weight = body.scale(body.cast(weight, np.int64), up[:, None])
+            bias = None if bias is None else body.scale(body.cast(bias, np.int64), up)
+        weight = Coded(body.op("Transpose", weight.value, perm=[1, 0]), weight.dtype)
+        acc = emit_matmul(body, call, data, weight, call.bounds.magnitude)
+        return acc if bias is None else body.binary("Add", acc, body.cast(bias, acc.dtype))
+
+    def row_major(self, call: Call) -> bool:
+        return len(call.x[0].shape) > 2
+
+    def native(self, call: Call) -> Native:
+        w, b, _ = self._aligned(call)
+        rows = call.x[0].size // w.shape[1]
+        params = {
+            "rows": rows,
+            "in_features": w.shape[1],
+            "out_features": w.shape[0],
+            "has_bias": int(b is not None),
+        }
+        return Native(params, {"weight": w} if b is None else {"weight": w, "bias": b})
+
+    def cost(self, call: Call) -> Cost:
+        w, b, _ = self._aligned(call)
+        rows = call.x[0].size // w.shape[1]
+        bits = w.size * call.format_attr("w_format").width + (0 if b is None else 32 * b.size)
+        return Cost(w.size * rows, w.size * rows, bits)
+
+    def cases(self) -> list[Call]:
+        made = []
+        shapes = [(1, 1), (3, 7), (16, 33), (5, 64)]
+        for index, (outs, ins) in enumerate(shapes):
+            for x_fmt, w_fmt in (
+                ("fixed<8,3>", "fixed<6,0>"),
+                ("ufixed<8,8>", "fixed<8,1>"),
+                ("fixed<16,4>", "fixed<12,2>"),
+            ):
+                w = constant(w_fmt, random_codes(w_fmt, (outs, ins), index))
+                b = constant("fixed<16,8>", random_codes("fixed<10,0>", (outs,), index + 9), "b")
+                for requantize in ("", "fixed<8,4>", "ufixed<6,5,RND_CONV,SAT>"):
+                    attrs = {"w_format": w_fmt, "requantize": requantize}
+                    x = tensor(x_fmt, (None, ins))
+                    made.append(Call(self, f"{outs}x{ins}_{x_fmt}_{requantize}", [x, w[0]], attrs, {1: w[1]}))
+                    made.append(
+                        Call(
+                            self,
+                            f"b{outs}x{ins}_{x_fmt}_{requantize}",
+                            [x, w[0], b[0]],
+                            attrs,
+                            {1: w[1], 2: b[1]},
+                        )
+                    )
+        w = constant("fixed<6,[1,0,-2]>", random_codes("fixed<6,0>", (3, 5), 3))
+        per_channel = {"w_format": "fixed<6,[1,0,-2]>"}
+        made.append(Call(self, "channels", [tensor("fixed<8,3>", (None, 5)), w[0]], per_channel, {1: w[1]}))
+        made.append(
+            Call(
+                self,
+                "channels_requantized",
+                [tensor("fixed<8,3>", (None, 5)), w[0]],
+                {**per_channel, "requantize": "fixed<8,4,TRN,WRAP>"},
+                {1: w[1]},
+            )
+        )
+        made.append(Call(self, "rank3", [tensor("fixed<8,3>", (None, 4, 5)), w[0]], per_channel, {1: w[1]}))
+        return made
+
+
+def check_bias_grid(call: Call, fracs: np.ndarray) -> None:
+    """Refuses a bias whose stated format is not on the accumulator's grid."""
+    if not call.attrs.get("b_format"):
+        return
+    stated = call.format_attr("b_format").fracs
+    if uniform(stated) != uniform(tuple(int(f) for f in fracs)):
+        raise call.refuse(
+            f"its bias has {uniform(stated)} fractional bits where the accumulator has {uniform(tuple(fracs.tolist()))}",
+            "put the bias on the grid frac_x + frac_w",
+        )
+
+
+def integer_kernel_is_safe(call: Call, weights: np.ndarray) -> bool:
+    """Whether MatMulInteger of u8 x s8 is exact on every x86 CPU.
+
+    Without VNNI its kernel adds pairs of products in saturating 16-bit arithmetic, so the largest code times the two
+    largest weights of a row must stay within 32767 (docs/numerics.md, section 4).
+    """
+    x = call.x[0]
+    fmt = call.format_attr("w_format")
+    if x.dtype != np.uint8 or fmt.width > 8 or not fmt.signed or weights is not call.constant(1):
+        return False
+    if call.bounds.magnitude >= 1 << 31:
+        return False
+    top = np.sort(np.abs(weights), axis=1)[:, -2:].sum(axis=1)
+    return int(top.max()) * x.hi <= 32767

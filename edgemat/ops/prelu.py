@@ -1,0 +1,89 @@
+"""PRelu and LeakyReLU: ``x`` where positive, ``slope * x`` elsewhere, slopes in fixed point."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from edgemat.body import Body, Coded
+from edgemat.formats import accumulator
+from edgemat.op import Attr, Bounds, Call, Cost, Native, Op, Result, carrier_for
+from edgemat.ops.cases import constant, random_codes, tensor
+
+
+class PRelu(Op):
+    """Inputs x [N, C, ...] and slope [C] or [1]; the result lies on the grid ``frac_x + frac_slope``.
+
+    A slope with a negative number of fractional bits is brought to the grid of x exactly.
+    """
+
+    name = "PRelu"
+    stem = "prelu"
+    arity = (2, 2)
+    attributes = {"slope_format": Attr(str)}
+    has_epilogue = True
+
+    def _operands(self, call: Call) -> tuple[np.ndarray, int]:
+        """Slope codes on a grid of at least 0 fractional bits, and that grid."""
+        slope, fmt = call.constant(1), call.format_attr("slope_format")
+        if slope is None or slope.ndim != 1 or slope.size not in (1, call.x[0].shape[1]) or fmt.per_channel:
+            raise call.refuse(
+                "its slopes", "expected constant codes, one or one per channel, with one binary point"
+            )
+        frac = fmt.fracs[0]
+        return (slope << -frac, 0) if frac < 0 else (slope, frac)
+
+    def infer(self, call: Call) -> tuple[Result, ...]:
+        x = call.x[0]
+        slope, frac = self._operands(call)
+        ends = [0] if x.lo <= 0 <= x.hi else []
+        ends += [v << frac for v in (x.lo, x.hi) if v > 0]
+        if x.lo < 0:
+            for v in (x.lo, min(x.hi, -1)):
+                ends += [v * int(slope.min()), v * int(slope.max())]
+        lo, hi = min(ends), max(ends)
+        return (Result(x.shape, accumulator(lo, hi, (x.format.fracs[0] + frac,)), lo, hi),)
+
+    def bounds(self, call: Call) -> Bounds:
+        slope, frac = self._operands(call)
+        x, result = call.x[0], call.exact[0]
+        top = x.magnitude * max(int(np.abs(slope).max()), 1 << frac)
+        return Bounds((result.lo, result.hi), (-top, top))
+
+    def _lay(self, slope: np.ndarray, ndim: int) -> np.ndarray:
+        return slope.reshape((-1,) + (1,) * (ndim - 2)) if slope.size > 1 else slope.reshape(())
+
+    def compute(self, call: Call, *x: np.ndarray) -> np.ndarray:
+        slope, frac = self._operands(call)
+        return np.where(x[0] >= 0, x[0] << frac, x[0] * self._lay(slope, x[0].ndim))
+
+    def emit(self, body: Body, call: Call, *x: Coded) -> Coded:
+        slope, frac = self._operands(call)
+        value = body.cast(x[0], carrier_for(call.bounds.magnitude))
+        zero = body.number(0, value)
+        positive = body.scale(body.binary("Max", value, zero), 1 << frac)
+        negative = body.binary("Min", value, zero)
+        factors = self._lay(slope, len(call.x[0].shape))
+        return body.binary("Add", positive, body.binary("Mul", negative, body.number(factors, value)))
+
+    def native(self, call: Call) -> Native:
+        slope, frac = self._operands(call)
+        return Native({"size": call.x[0].size, "channels": slope.size, "align": frac}, {"slope": slope})
+
+    def cost(self, call: Call) -> Cost:
+        return Cost(call.x[0].size, 0, 0)
+
+    def cases(self) -> list[Call]:
+        made = []
+        for index, (shape, count) in enumerate((((None, 4), 1), ((None, 3, 4, 2), 3), ((None, 5, 3), 5))):
+            for slope_fmt, requantize in (
+                ("fixed<6,1>", ""),
+                ("fixed<6,1>", "fixed<8,4>"),
+                ("fixed<4,6>", ""),
+            ):
+                s = constant(slope_fmt, random_codes(slope_fmt, (count,), index), "slope")
+                attrs = {"slope_format": slope_fmt, "requantize": requantize}
+                call = Call(
+                    self, f"{index}_{slope_fmt}", [tensor("fixed<8,4>", shape), s[0]], attrs, {1: s[1]}
+                )
+                made.append(call)
+        return made

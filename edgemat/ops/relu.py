@@ -1,0 +1,44 @@
+"""Relu: ``max(x, 0)``; the grid stays, the result is unsigned and as wide as the proved interval needs."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from edgemat.body import Body, Coded
+from edgemat.formats import accumulator
+from edgemat.op import Call, Native, Op, Result
+from edgemat.ops.cases import tensor
+
+
+class Relu(Op):
+    """Rectifier."""
+
+    name = "Relu"
+    stem = "relu"
+    has_epilogue = True
+    keeps_channels = True
+
+    def infer(self, call: Call) -> tuple[Result, ...]:
+        x = call.x[0]
+        lo, hi = max(x.lo, 0), max(x.hi, 0)
+        return (Result(x.shape, accumulator(lo, hi, x.format.fracs), lo, hi),)
+
+    def compute(self, call: Call, *x: np.ndarray) -> np.ndarray:
+        return np.maximum(x[0], 0)
+
+    def emit(self, body: Body, call: Call, *x: Coded) -> Coded:
+        return body.binary("Max", x[0], body.number(0, x[0]))
+
+    def native(self, call: Call) -> Native:
+        return Native({"size": call.x[0].size})
+
+    def cases(self) -> list[Call]:
+        made = []
+        for fmt in ("fixed<8,3>", "ufixed<8,3>", "fixed<1,1>", "fixed<20,9>", "fixed<40,9>"):
+            for requantize in ("", "fixed<6,3>", "ufixed<4,3,RND_INF,WRAP>"):
+                call = Call(
+                    self, f"{fmt}_{requantize}", [tensor(fmt, (None, 5, 3))], {"requantize": requantize}
+                )
+                made.append(call)
+        made.append(Call(self, "channels", [tensor("fixed<10,[4,5,6]>", (None, 3, 2, 2))], {}))
+        return made
