@@ -1,8 +1,8 @@
 """The command line: each command parses, makes one library call and renders what comes back.
 
 Results go to stdout (``--json`` for machines), everything else to stderr. Exit codes: 0 good, 1 an error with
-its one sentence, 2 wrong usage, 3 backends that disagree, 130 interrupted. Library modules are imported inside
-the commands, so that ``edgemat --help`` answers at once.
+its one sentence, 2 wrong usage, 3 backends that disagree, 130 interrupted. Library modules are imported
+inside the commands, so that ``edgemat --help`` answers at once.
 """
 
 from __future__ import annotations
@@ -200,8 +200,8 @@ def demo(output: Path | None) -> None:
 def headers() -> None:
     """Fetch the ap_int and ap_fixed headers.
 
-    The C simulation of HLS projects compiles against them. Prints their folder, which is EDGEMAT_AP_INCLUDE, a
-    Vitis installation's, or the user's cache (filled once from the Apache-licensed part of a PyPI wheel).
+    The C simulation of HLS projects compiles against them. Prints their folder, which is EDGEMAT_AP_INCLUDE,
+    a Vitis installation's, or the user's cache (filled once from the Apache-licensed part of a PyPI wheel).
     """
     from edgemat.targets.apheaders import fetch_ap_headers
 

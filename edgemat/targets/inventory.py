@@ -22,7 +22,6 @@ from edgemat.targets.toolchain import (
     prepare_zig,
 )
 
-
 _DEBIAN = "make toolchains"
 _TOOLS = (
     ("g++", "HLS C simulation, C library on the host", _DEBIAN),
@@ -71,7 +70,7 @@ def tools() -> list[Tool]:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Print the table; with ``--prepare``, get the compiler from pip ready instead, where it is the one used."""
+    """Print the table; with ``--prepare``, get the compiler from pip ready instead, if it will be used."""
     if "--prepare" in arguments:
         if _would_use_zig():
             print("== building the runtime of the C++ compiler from pip (about a minute, once)", flush=True)
