@@ -1,8 +1,8 @@
-"""The documentation runs: every python and console block of README and docs/, in one folder per page, in order.
+"""The documentation runs: every python and console block of README and docs/, in order, a folder per page.
 
-A ``console`` block holds ``$ command`` lines, each followed by what it prints; a line ``...`` stands for any lines,
-a block without output lines only has to succeed. A block after the comment ``<!-- not run: why -->`` is skipped and
-has to say why; ``<!-- needs: data -->`` and ``<!-- needs: headers -->`` skip where those are missing.
+A ``console`` block holds ``$ command`` lines, each followed by what it prints; a line ``...`` stands for any
+lines, a block without output lines only has to succeed. A block after ``<!-- not run: why -->`` is skipped
+and has to say why; ``<!-- needs: data -->`` and ``<!-- needs: headers -->`` skip where those are missing.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def commands(block: Block) -> list[tuple[str, list[str]]]:
 
 
 def matches(printed: str, expected: list[str]) -> bool:
-    """Whether the printed lines are the expected ones, ``...`` standing for any lines, and within a line for any text."""
+    """Whether the printed lines are the expected ones; ``...`` stands for any lines or text."""
     lines = [line.rstrip() for line in printed.splitlines() if line.strip()]
     pattern = "\n".join("*" if line.strip() == "..." else _literal(line) for line in expected)
     return fnmatch.fnmatchcase("\n".join(lines), pattern)
@@ -118,7 +118,7 @@ def test_the_page_is_well_formed(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     assert text.count("\n```") % 2 == 0
     for block in blocks(page):
-        assert block.language in LANGUAGES, f"{page.name}:{block.line}"
+        assert block.language in LANGUAGES, f"{page.name}:{block.line}: {block.language}"
         if block.note.startswith("not run"):
             assert block.note.startswith("not run: "), (
                 f"{page.name}:{block.line} does not say why it is not run"
