@@ -20,7 +20,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
 PYTEST_ARGS ?=
-PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --progress-bar off
+# A terminal sees pip's progress bars, a log only its complaints.
+PIP := $(BIN)/python -m pip --disable-pip-version-check install $(shell [ -t 2 ] || echo --quiet)
 # On Linux the CPU build of torch is a twentieth of the default one; nothing else is taken from there.
 TORCH_WHEELS ?= https://download.pytorch.org/whl/cpu
 
@@ -120,6 +121,7 @@ $(VENV)/.demo: pyproject.toml .ci/constraints.txt $(VENV)/.torch
 	@echo "== installing edgemat and what the demo needs into $(VENV) (a few minutes the first time)"
 	@$(PIP) -c .ci/constraints.txt -e '.[demo,mcu]'
 	@$(BIN)/python -m edgemat.targets.inventory --prepare
+	@$(BIN)/edgemat headers >/dev/null || echo "== going on without the headers of the HLS C simulation" >&2
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.demo
