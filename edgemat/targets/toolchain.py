@@ -326,9 +326,7 @@ def run(
             "a smaller network or a higher reuse factor compiles faster."
         ) from None
     except OSError as error:
-        raise ToolchainError(
-            f"{_sentence(what)} failed: {command[0]} could not be started ({error})."
-        ) from error
+        raise ToolchainError(f"{_sentence(what)} failed: {command[0]} could not be started ({error}).") from error
     if done.returncode != 0:
         ending = f"exit status {done.returncode}" if done.returncode > 0 else f"signal {-done.returncode}"
         lines = first_errors((done.stderr + done.stdout).decode("utf-8", "replace"))
