@@ -1,0 +1,127 @@
+// SPDX-License-Identifier: Apache-2.0
+// The loops of the pooling operators.
+//
+// F: state_t, start(), step(state, x), end(state, out_row, out_col, channel), fill() (what padding holds).
+#ifndef EDGEMAT_POOL_HPP
+#define EDGEMAT_POOL_HPP
+
+#include "edgemat/rounding.hpp"
+#include "edgemat/window.hpp"
+
+namespace edgemat {
+
+template <class C, class F>
+void pool_array(const typename C::x0_t x[C::in_h * C::in_w * C::in_c],
+                typename C::y_t y[C::out_h * C::out_w * C::in_c]) {
+#pragma HLS INLINE
+    typename C::x0_t taps[window_shape<C>::taps];
+#pragma HLS ARRAY_PARTITION variable = taps type = complete
+each_row:
+    for (int row = 0; row < C::out_h; row++) {
+    each_col:
+        for (int col = 0; col < C::out_w; col++) {
+#pragma HLS PIPELINE II = 1
+            gather_taps<C>(x, row, col, F::fill(), taps);
+            for (int c = 0; c < C::in_c; c++) {
+#pragma HLS UNROLL
+                typename F::state_t state = F::start();
+                for (int k = 0; k < C::kernel_h * C::kernel_w; k++) {
+#pragma HLS UNROLL
+                    state = F::step(state, taps[k * C::in_c + c]);
+                }
+                y[(row * C::out_w + col) * C::in_c + c] = F::end(state, row, col, c);
+            }
+        }
+    }
+}
+
+template <class C, class F, bool WHOLE_MAP>
+struct streaming_pool {
+    static void run(hls::stream<vec<typename C::x0_t, C::x0_lanes> >& x,
+                    hls::stream<vec<typename C::y_t, C::y_lanes> >& y) {
+#pragma HLS INLINE
+        typedef window_shape<C> S;
+        typename C::x0_t lines[S::line_count][C::in_w][C::in_c];
+        typename C::x0_t window[S::extent_h][S::extent_w][C::in_c];
+        typename C::x0_t pixel[C::in_c];
+        typename C::x0_t taps[S::taps];
+        typename C::y_t results[C::in_c];
+#pragma HLS ARRAY_PARTITION variable = lines type = complete dim = 1
+#pragma HLS ARRAY_RESHAPE variable = lines type = complete dim = 3
+#pragma HLS ARRAY_PARTITION variable = window type = complete dim = 0
+#pragma HLS ARRAY_PARTITION variable = pixel type = complete
+#pragma HLS ARRAY_PARTITION variable = taps type = complete
+#pragma HLS ARRAY_PARTITION variable = results type = complete
+    each_row:
+        for (int row = 0; row < S::rows; row++) {
+        each_col:
+            for (int col = 0; col < S::cols; col++) {
+                for (int c = 0; c < C::in_c; c++) {
+#pragma HLS UNROLL
+                    pixel[c] = F::fill();
+                }
+                if (S::inside(row, col)) read_elements<C::in_c>(x, pixel);
+                slide<C>(lines, window, pixel, F::fill(), col);
+                if (S::completes(row, col)) {
+                    select_taps<C>(window, taps);
+                    for (int c = 0; c < C::in_c; c++) {
+#pragma HLS UNROLL
+                        typename F::state_t state = F::start();
+                        for (int k = 0; k < C::kernel_h * C::kernel_w; k++) {
+#pragma HLS UNROLL
+                            state = F::step(state, taps[k * C::in_c + c]);
+                        }
+                        results[c] = F::end(state, (row - S::extent_h + 1) / C::stride_h,
+                                            (col - S::extent_w + 1) / C::stride_w, c);
+                    }
+                    write_elements<C::in_c>(results, y);
+                }
+            }
+        }
+    }
+};
+
+// One window covers the whole map: a running fold per channel, no window to keep.
+template <class C, class F>
+struct streaming_pool<C, F, true> {
+    static void run(hls::stream<vec<typename C::x0_t, C::x0_lanes> >& x,
+                    hls::stream<vec<typename C::y_t, C::y_lanes> >& y) {
+#pragma HLS INLINE
+        typename C::x0_t pixel[C::in_c];
+        typename C::y_t results[C::in_c];
+        typename F::state_t state[C::in_c];
+#pragma HLS ARRAY_PARTITION variable = pixel type = complete
+#pragma HLS ARRAY_PARTITION variable = state type = complete
+#pragma HLS ARRAY_PARTITION variable = results type = complete
+        for (int c = 0; c < C::in_c; c++) {
+#pragma HLS UNROLL
+            state[c] = F::start();
+        }
+    each_pixel:
+        for (int i = 0; i < C::in_h * C::in_w; i++) {
+            read_elements<C::in_c>(x, pixel);
+            for (int c = 0; c < C::in_c; c++) {
+#pragma HLS UNROLL
+                state[c] = F::step(state[c], pixel[c]);
+            }
+        }
+        for (int c = 0; c < C::in_c; c++) {
+#pragma HLS UNROLL
+            results[c] = F::end(state[c], 0, 0, c);
+        }
+        write_elements<C::in_c>(results, y);
+    }
+};
+
+template <class C, class F>
+void pool_stream(hls::stream<vec<typename C::x0_t, C::x0_lanes> >& x,
+                 hls::stream<vec<typename C::y_t, C::y_lanes> >& y) {
+#pragma HLS INLINE
+    const bool whole_map = C::out_h * C::out_w == 1 && C::dilation_h == 1 && C::dilation_w == 1 &&
+                           C::kernel_h >= C::pad_top + C::in_h && C::kernel_w >= C::pad_left + C::in_w;
+    streaming_pool<C, F, whole_map>::run(x, y);
+}
+
+}  // namespace edgemat
+
+#endif  // EDGEMAT_POOL_HPP

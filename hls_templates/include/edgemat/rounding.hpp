@@ -1,0 +1,127 @@
+// SPDX-License-Identifier: Apache-2.0
+// The only inexact operation: code_out = overflow(round(code_in * 2**-shift)), round first, then overflow.
+#ifndef EDGEMAT_ROUNDING_HPP
+#define EDGEMAT_ROUNDING_HPP
+
+#include "edgemat/types.hpp"
+
+namespace edgemat {
+
+// The seven rounding modes; each equals the AP_ mode of the same name.
+enum rounding_mode { TRN, TRN_ZERO, RND, RND_ZERO, RND_INF, RND_MIN_INF, RND_CONV };
+// The four overflow modes.
+enum overflow_mode { WRAP, SAT, SAT_SYM, SAT_ZERO };
+
+// Whether the floor must be incremented. `negative`: sign of the exact value; `half`: the fraction is at
+// least one half; `rest`: the fraction differs from 0 and from one half (below or above); `odd`: lowest bit
+// of the floor.
+template <int ROUNDING>
+inline bool rounds_up(bool negative, bool half, bool rest, bool odd) {
+#pragma HLS INLINE
+    return ROUNDING == TRN_ZERO      ? negative && (half || rest)
+           : ROUNDING == RND         ? half
+           : ROUNDING == RND_ZERO    ? half && (rest || negative)
+           : ROUNDING == RND_INF     ? half && (rest || !negative)
+           : ROUNDING == RND_MIN_INF ? half && rest
+           : ROUNDING == RND_CONV    ? half && (rest || odd)
+                                     : false;
+}
+
+// A rounded right shift by SHIFT > 0 bits of a code that W bits hold. Multiplying by a power of two is a left
+// shift that C++14 also defines for negative codes.
+template <int ROUNDING, int SHIFT, bool RIGHT>
+struct shifter {
+    template <int W>
+    struct bits {
+        static const int guarded = (W > SHIFT ? W : SHIFT) + 1;
+        static const int result = (W > SHIFT ? W - SHIFT : 1) + 1;
+    };
+    template <int W>
+    static typename carrier<bits<W>::result>::type apply(typename carrier<W>::type code) {
+#pragma HLS INLINE
+        typedef typename carrier<bits<W>::guarded>::type wide_t;
+        const wide_t wide = code;
+        const wide_t floor_code = wide >> SHIFT;
+        const bool half = ((wide >> (SHIFT - 1)) & 1) != 0;
+        const bool rest = (wide & wide_t((wide_t(1) << (SHIFT - 1)) - 1)) != 0;
+        const bool odd = (floor_code & 1) != 0;
+        typename carrier<bits<W>::result>::type rounded = floor_code;
+        if (rounds_up<ROUNDING>(code < 0, half, rest, odd)) rounded += 1;
+        return rounded;
+    }
+};
+// An exact left shift by -SHIFT bits.
+template <int ROUNDING, int SHIFT>
+struct shifter<ROUNDING, SHIFT, false> {
+    template <int W>
+    struct bits {
+        static const int result = W - SHIFT;
+    };
+    template <int W>
+    static typename carrier<W - SHIFT>::type apply(typename carrier<W>::type code) {
+#pragma HLS INLINE
+        typedef typename carrier<W - SHIFT + 1>::type wide_t;
+        return code * (wide_t(1) << (-SHIFT));
+    }
+};
+
+// Bring a code that W bits hold into the code type Y.
+template <int OVERFLOW, class Y, int W>
+inline Y limit(typename carrier<W>::type code) {
+#pragma HLS INLINE
+    const int y_width = code_traits<Y>::width;
+    const bool y_signed = code_traits<Y>::is_signed;
+    if (OVERFLOW == WRAP || (y_signed && W <= y_width && OVERFLOW != SAT_SYM)) return Y(code);
+    typedef typename carrier<y_width + 2>::type bound_t;
+    const bound_t above = bound_t(1) << (y_signed ? y_width - 1 : y_width);
+    const bound_t high = above - 1;
+    const bound_t low = y_signed ? bound_t(OVERFLOW == SAT_SYM ? 1 - above : 0 - above) : bound_t(0);
+    if (code > high) return OVERFLOW == SAT_ZERO ? Y(0) : Y(high);
+    if (code < low) return OVERFLOW == SAT_ZERO ? Y(0) : Y(low);
+    return Y(code);
+}
+
+// Requantize one code.
+// \tparam ROUNDING, OVERFLOW  modes
+// \tparam SHIFT_MIN, SHIFT_MAX  bounds of `shift` over all channels; equal when there is one binary point
+// \tparam Y  code type of the result
+// \param shift  right shift of this channel, in bits; negative shifts left
+template <int ROUNDING, int OVERFLOW, int SHIFT_MIN, int SHIFT_MAX, class Y, int W>
+inline Y requantize_code(ap_int<W> code, int shift) {
+#pragma HLS INLINE
+    // Align all channels to the largest shift, so that one constant rounding position serves them all.
+    const int width = W + SHIFT_MAX - SHIFT_MIN;
+    typedef shifter<ROUNDING, SHIFT_MAX, (SHIFT_MAX > 0)> shifter_t;
+    typedef typename carrier<width + 1>::type wide_t;
+    typename carrier<width>::type aligned = operand(code);
+    if (SHIFT_MAX > SHIFT_MIN) aligned = aligned * (wide_t(1) << (SHIFT_MAX - shift));
+    const int rounded_width = shifter_t::template bits<width>::result;
+    return limit<OVERFLOW, Y, rounded_width>(shifter_t::template apply<width>(aligned));
+}
+
+// The epilogue of an operator: `exact` is the accumulator's code, C tells whether and how it is requantised.
+// C: acc_t, y_t, requantized, rounding, overflow, shift_min, shift_max, shift(channel).
+template <class C, bool REQUANTIZED>
+struct epilogue {
+    static typename C::y_t apply(typename C::acc_t exact, int channel) {
+#pragma HLS INLINE
+        return requantize_code<C::rounding, C::overflow, C::shift_min, C::shift_max, typename C::y_t>(
+            exact, C::shift(channel));
+    }
+};
+template <class C>
+struct epilogue<C, false> {
+    static typename C::y_t apply(typename C::acc_t exact, int) {
+#pragma HLS INLINE
+        return typename C::y_t(exact);
+    }
+};
+template <class C>
+inline typename C::y_t finish(typename C::acc_t exact, int channel) {
+#pragma HLS INLINE
+    return epilogue<C, C::requantized>::apply(exact, channel);
+}
+
+}  // namespace edgemat
+
+#endif  // EDGEMAT_ROUNDING_HPP
