@@ -153,12 +153,13 @@ class _Builder:
 
     def build(self) -> Network:
         inputs = tuple(self.declare(name) for name in self.graph.inputs)
-        for call in self.graph.nodes:
-            if call.op.stem == "reshape":
-                self.reshape(call)
+        last = None
+        for last in self.graph.nodes:
+            if last.op.stem == "reshape":
+                self.reshape(last)
             else:
-                self.call(call)
-        outputs = tuple(self.tensors[name] for name in self.graph.outputs)
+                self.call(last)
+        outputs = tuple(self.in_channels_last(name, last) for name in self.graph.outputs)
         return Network(self.graph.name, inputs, outputs, tuple(self.steps), self.graph)
 
     def native(self, name: str) -> NativeTensor:
@@ -180,12 +181,13 @@ class _Builder:
             if not name:
                 continue
             if call.constant(position) is not None:
-                if not arrays:
-                    inputs.append(self.constant(call, position, wants_logical))
+                given = arrays.pop(f"x{position}", None)
+                if given is not None or not native.arrays:
+                    inputs.append(self.constant(call, position, wants_logical, given))
             elif wants_logical:
                 inputs.append(self.in_logical_order(name, call))
             else:
-                inputs.append(self.tensors[name])
+                inputs.append(self.in_channels_last(name, call))
         if call.op.stem == "linear":
             order = inputs[0].order()
             if len(inputs[0].logical) == 1 and not np.array_equal(order, np.arange(len(order))):
@@ -202,14 +204,22 @@ class _Builder:
         )  # fmt: skip
         if wants_logical:
             for name, output in zip(call.outputs, outputs, strict=True):
-                self.logical[name] = output
-                self.settle(name, output, call)
+                self.know_logical(name, output)
 
-    def constant(self, call: Any, position: int, wants_logical: bool) -> NativeTensor:
+    def constant(
+        self, call: Any, position: int, wants_logical: bool, given: np.ndarray | None
+    ) -> NativeTensor:
+        """A constant operand, from the array its dossier gives in native layout or from its codes."""
         name = call.inputs[position]
         tensor = call.x[position]
         codes = np.asarray(call.constant(position), dtype=np.int64)
-        rank = max(len(self.graph.tensors[out].shape) for out in call.outputs)
+        lo, hi = int(codes.min()), int(codes.max())
+        if given is not None:
+            plain = tuple(range(given.ndim))
+            return NativeTensor(
+                name, given.shape, plain, given.shape, tensor.format, lo, hi, name, given.reshape(-1)
+            )
+        rank = max(len(y.shape) for y in call.y)
         shape = (1,) * (rank - codes.ndim) + codes.shape
         if shape[0] != 1:
             raise UnsupportedOpError(
@@ -219,35 +229,36 @@ class _Builder:
         view = shape[1:]
         perm = tuple(range(len(view))) if wants_logical else channels_last(len(view))
         values = codes.reshape(view).transpose(perm).reshape(-1)
-        return NativeTensor(
-            name, view, perm, view, tensor.format, int(codes.min()), int(codes.max()), name, values
-        )
+        return NativeTensor(name, view, perm, view, tensor.format, lo, hi, name, values)
 
     def logical_twin(self, tensor: NativeTensor) -> NativeTensor:
         perm = tuple(range(len(tensor.view)))
         if _moves_nothing(tensor.view, tensor.perm):
             return replace(tensor, perm=perm)
-        return replace(tensor, name=f"{tensor.name}/logical", perm=perm)
+        name = f"{tensor.name}/logical"
+        while name in self.graph.tensors:
+            name += "_"
+        return replace(tensor, name=name, perm=perm)
 
     def in_logical_order(self, name: str, call: Any) -> NativeTensor:
-        tensor = self.tensors[name]
         if name not in self.logical:
+            tensor = self.tensors[name]
             twin = self.logical_twin(tensor)
             if twin.name != tensor.name:
                 self.transpose(tensor, twin, call)
             self.logical[name] = twin
         return self.logical[name]
 
-    def settle(self, name: str, logical: NativeTensor, call: Any) -> None:
-        """Make ``name`` available in channels-last order from its logical twin."""
-        target = self.declare(name)
-        if logical.name != target.name and self.needs_settling(name):
-            self.transpose(logical, target, call)
+    def know_logical(self, name: str, twin: NativeTensor) -> None:
+        """A tensor was written in logical order; where that is channels last too, it is available as both."""
+        self.logical[name] = twin
+        if twin.name == name:
+            self.declare(name)
 
-    def needs_settling(self, name: str) -> bool:
-        """True where some reader, or the network's output, wants channels last."""
-        readers = self.readers.get(name, [])
-        return name in self.graph.outputs or not all(reader.op.row_major(reader) for reader in readers)
+    def in_channels_last(self, name: str, call: Any) -> NativeTensor:
+        if name not in self.tensors:
+            self.transpose(self.logical[name], self.declare(name), call)
+        return self.tensors[name]
 
     def transpose(self, source: NativeTensor, target: NativeTensor, call: Any) -> None:
         """Append a step that copies ``source`` into the memory order of ``target`` (same view)."""
@@ -279,10 +290,11 @@ class _Builder:
 
     def reshape(self, call: Any) -> None:
         name_in, name_out = call.inputs[0], call.outputs[0]
-        source, result = self.tensors[name_in], self.native(name_out)
-        if source.size != result.size:
+        result = self.native(name_out)
+        sources = [known[name_in] for known in (self.tensors, self.logical) if name_in in known]
+        if sources[0].size != result.size:
             raise UnsupportedOpError(
-                f"node {call.name!r}: reshape turns {source.logical} into {result.logical} and so mixes the"
+                f"node {call.name!r}: reshape turns {sources[0].logical} into {result.logical} and so mixes the"
                 " batch with other axes; expected a reshape within one sample"
             )
         readers = self.readers.get(name_out, [])
@@ -292,19 +304,20 @@ class _Builder:
             and bool(readers)
             and all(reader.op.stem == "linear" and not reader.op.row_major(reader) for reader in readers)
         )
-        same = np.array_equal(source.order(), result.order())
-        if same:
-            self.alias(call, source, result)
-        elif only_linear:  # case 1
-            self.alias(call, source, replace(result, view=source.view, perm=source.perm))
+        for source in sources:
+            if np.array_equal(source.order(), result.order()):
+                self.alias(call, source, result)
+                self.tensors[name_out] = result
+                return
+        if only_linear:  # case 1
+            source = sources[0]
+            self.tensors[name_out] = replace(result, view=source.view, perm=source.perm)
+            self.alias(call, source, self.tensors[name_out])
         else:  # case 2
             plain = self.in_logical_order(name_in, call)
             twin = self.logical_twin(result)
             self.alias(call, plain, twin)
-            self.logical[name_out] = twin
-            self.settle(name_out, twin, call)
-            return
-        self.tensors[name_out] = self.steps[-1].outputs[0]
+            self.know_logical(name_out, twin)
 
     def alias(self, call: Any, source: NativeTensor, result: NativeTensor) -> None:
         self.steps.append(Step("reshape", call.name, (source,), (result,), {}, {}, None, None, call.name))

@@ -1,0 +1,7 @@
+"""The MCU target: a C99 library with a static arena, and the machines it is tested on."""
+
+from edgemat.targets.mcu.emulator import MACHINES, run_emulated
+from edgemat.targets.mcu.generator import Project, export, project
+from edgemat.targets.mcu.host import HostProgram, run_host
+
+__all__ = ["MACHINES", "HostProgram", "Project", "export", "project", "run_emulated", "run_host"]

@@ -1,0 +1,53 @@
+/* Real values to codes and back, exactly as the Python reference: no libm, no dependence on the FPU's modes.
+ *
+ * A finite float32 is m * 2**e with |m| < 2**24; its code is overflow(round(m * 2**(e + frac))), which is the
+ * requantisation of the integer m by the right shift -(e + frac). Shifts are limited to -63 .. 62: beyond 62 the
+ * value is below half an LSB, beyond -63 every bit has left the code (WRAP) or it is past the rail (SAT). */
+#ifndef EDGEMAT_FLOAT_H
+#define EDGEMAT_FLOAT_H
+
+#include <string.h>
+
+#include "edgemat_requantize.h"
+
+/* How an input is quantised, or an output dequantised: element i has frac[i % channels] fractional bits. */
+typedef struct em_real_format {
+    const int16_t *frac;
+    int64_t y_min, y_max;
+    int32_t size, channels;
+} em_real_format;
+
+EM_INLINE em_status em_quantize_f32(float value, int frac, const em_real_format *f, int rounding, int overflow,
+                                    int64_t *code) {
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    const int exponent = (int)((bits >> 23) & 0xFFu);
+    const int64_t fraction = (int64_t)(bits & 0x7FFFFFu);
+    const int negative = (bits >> 31) != 0;
+    if (exponent == 255) {
+        if (fraction != 0) {
+            return EM_ERROR_NAN;
+        }
+        if (overflow == EM_WRAP) {
+            return EM_ERROR_RANGE;
+        }
+        *code = overflow == EM_SAT_ZERO ? 0 : negative ? f->y_min : f->y_max;
+        return EM_OK;
+    }
+    const int64_t magnitude = exponent == 0 ? fraction : fraction + 0x800000;
+    const int64_t m = negative ? -magnitude : magnitude;
+    int shift = -((exponent == 0 ? 1 : exponent) - 150 + frac);
+    shift = shift > 62 ? 62 : shift < -63 ? -63 : shift;
+    *code = m == 0 ? 0 : em_requantize_s64(m, shift, f->y_min, f->y_max, EM_SHIFT_ANY, rounding, overflow);
+    return EM_OK;
+}
+
+/* code * 2**-frac; exact for codes of at most 53 bits. */
+EM_INLINE double em_dequantize_f64(int64_t code, int frac) {
+    const uint64_t bits = (uint64_t)(1023 - frac) << 52;
+    double unit;
+    memcpy(&unit, &bits, sizeof unit);
+    return (double)code * unit;
+}
+
+#endif /* EDGEMAT_FLOAT_H */

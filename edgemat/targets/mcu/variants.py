@@ -1,0 +1,437 @@
+"""From a native step to the kernel variant it calls: element types, accumulator, epilogue, parameters, arrays.
+
+Everything a template prints is decided here. A `Variant` is one instantiation of a kernel file; two steps of the same
+types share it. The choices are proven, not guessed:
+
+* the accumulator is ``int32_t`` where every partial sum in any order, every aligned operand and both rails of the
+  result fit 32 bits, else ``int64_t``;
+* a right shift beyond the accumulator's width is replaced by the largest legal one only where the accumulator's
+  interval makes both round alike (``|a| < 2**(s-1)``, where every mode sees the same floor and no tie);
+* the overflow code is left out (``EM_FITS``) where the rounded interval lies inside the format's rails.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from edgemat import formats
+from edgemat.errors import UnsupportedOpError
+from edgemat.formats import Fixed
+from edgemat.targets.layout import NativeTensor, Step
+
+_BLOCK = 4
+_WINDOW = ("in_h", "in_w", "in_c", "out_h", "out_w")
+_KERNEL = ("kernel_h", "kernel_w", "stride_h", "stride_w")
+_DILATION = ("dilation_h", "dilation_w")
+_CONV = (*_WINDOW, "out_c", *_KERNEL, "pad_top", "pad_left", *_DILATION, "groups", "has_bias")
+_POOL = (*_WINDOW, *_KERNEL, "pad_top", "pad_left", "pad_bottom", "pad_right", *_DILATION, "count_include_pad")
+_BINARY = ("size", "align0", "align1", "broadcast", "dims", "stride0", "stride1")
+_STRIDED = ("dims", "stride", "offset")
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """What the generator knows of a kernel file.
+
+    Attributes:
+        struct: parameter structure.
+        fields: its members, each a key of the step's params.
+        arrays: names of the constant arrays in argument order.
+        epilogue: whether it takes an epilogue.
+        moves: whether it only moves codes (one element type).
+        accumulates: whether its bounds speak of a sum of products.
+        in_place: whether the result may overwrite an operand.
+    """
+
+    struct: str
+    fields: tuple[str, ...]
+    arrays: tuple[str, ...] = ()
+    epilogue: bool = True
+    moves: bool = False
+    in_place: bool = False
+
+
+KERNELS = {
+    "requantize": Kernel("em_requantize_params", ("size",), in_place=True),
+    "relu": Kernel("em_relu_params", ("size",), in_place=True),
+    "clip": Kernel("em_clip_params", ("low", "high", "size", "align"), in_place=True),
+    "add": Kernel("em_binary_params", _BINARY, in_place=True),
+    "sub": Kernel("em_binary_params", _BINARY, in_place=True),
+    "mul": Kernel("em_binary_params", _BINARY, in_place=True),
+    "linear": Kernel("em_linear_params", ("rows", "in_features", "out_features", "has_bias"), ("weight", "bias")),
+    "conv": Kernel("em_conv_params", _CONV, ("weight", "bias")),
+    "conv_transpose": Kernel("em_conv_params", _CONV, ("weight", "bias")),
+    "affine": Kernel("em_affine_params", ("size", "channels"), ("scale", "bias"), in_place=True),
+    "prelu": Kernel("em_prelu_params", ("size", "channels", "align"), ("slope",), in_place=True),
+    "max_pool": Kernel("em_pool_params", _POOL),
+    "average_pool": Kernel("em_pool_params", _POOL),
+    "concat": Kernel("em_concat_params", ("outer", "inner", "row", "offset"), epilogue=False, moves=True),
+    "slice": Kernel("em_strided_params", _STRIDED, epilogue=False, moves=True),
+    "transpose": Kernel("em_strided_params", _STRIDED, epilogue=False, moves=True),
+    "pad": Kernel("em_pad_params", ("value", "in_dims", "before", "after"), epilogue=False, moves=True),
+    "arg_max": Kernel("em_arg_max_params", ("outer", "axis_size", "inner", "last"), epilogue=False),
+    "table": Kernel("em_table_params", ("size", "x_min"), ("table",), epilogue=False, in_place=True),
+    "upsample": Kernel(
+        "em_upsample_params", ("in_h", "in_w", "in_c", "scale_h", "scale_w"), epilogue=False, moves=True
+    ),
+    "matmul": Kernel("em_matmul_params", ("batch", "m", "k", "n")),
+}
+_DEFAULTS = {"dilation_h": 1, "dilation_w": 1, "count_include_pad": 0}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One instantiation of a kernel file: ``macros`` are defined, then ``file`` is included."""
+
+    function: str
+    file: str
+    macros: tuple[tuple[str, str], ...]
+    prototype: str
+
+
+@dataclass(frozen=True)
+class ConstantArray:
+    """A constant array of weights.c; ``role`` is ``weight``, ``bias``, ``shift``, ..."""
+
+    role: str
+    element: str
+    values: np.ndarray
+
+
+@dataclass(frozen=True)
+class EpilogueData:
+    """Members of an ``em_epilogue``."""
+
+    shift: tuple[int, ...]
+    y_min: int
+    y_max: int
+
+
+@dataclass(frozen=True)
+class KernelCall:
+    """One call: ``operands`` are positions in ``step.inputs``; ``fields`` are (member, int or tuple of int)."""
+
+    step: Step
+    variant: Variant
+    operands: tuple[int, ...]
+    struct: str
+    fields: tuple[tuple[str, int | tuple[int, ...]], ...]
+    arrays: tuple[ConstantArray | None, ...]
+    epilogue: EpilogueData | None
+    takes_epilogue: bool
+    suffix: str = ""
+
+
+def storage(fmt: Fixed) -> str:
+    """Element name (``s8`` ... ``s64``) codes of a format are stored in."""
+    if fmt.width <= 16:
+        return ("s" if fmt.signed else "u") + ("8" if fmt.width <= 8 else "16")
+    return "s32" if fmt.width + (not fmt.signed) <= 32 else "s64"
+
+
+def c_type(element: str) -> str:
+    """``s8`` to ``int8_t``, ``u16`` to ``uint16_t``."""
+    return f"{'int' if element[0] == 's' else 'uint'}{element[1:]}_t"
+
+
+def size_of(element: str) -> int:
+    """Bytes of an element."""
+    return int(element[1:]) // 8
+
+
+def array_storage(values: np.ndarray) -> str:
+    """Smallest element that holds every value of a constant array."""
+    lo, hi = (int(values.min()), int(values.max())) if values.size else (0, 0)
+    for element, low, high in (
+        ("s8", -(1 << 7), 1 << 7), ("u8", 0, 1 << 8), ("s16", -(1 << 15), 1 << 15), ("u16", 0, 1 << 16),
+        ("s32", -(1 << 31), 1 << 31),
+    ):  # fmt: skip
+        if low <= lo and hi < high:
+            return element
+    return "s64"
+
+
+def interleave(rows: np.ndarray, groups: int) -> np.ndarray:
+    """Weight rows ``[out, length]`` in blocks of four inside each group, every block interleaved; flat."""
+    parts = []
+    per_group = len(rows) // groups
+    for start in range(0, len(rows), per_group):
+        group = rows[start : start + per_group]
+        parts += [group[at : at + _BLOCK].T.reshape(-1) for at in range(0, per_group, _BLOCK)]
+    return np.concatenate(parts)
+
+
+def plan_calls(step: Step) -> list[KernelCall]:
+    """The kernel calls of a step (Concat: one for each input; a reshape: none).
+
+    Raises:
+        UnsupportedOpError: no kernel of that stem, or a sum beyond 64 bits.
+    """
+    if step.stem == "reshape":
+        return []
+    if step.stem not in KERNELS:
+        raise UnsupportedOpError(
+            f"node {step.node!r}: the target 'mcu' has no kernel for operator {step.stem!r}; replace the operator or "
+            f"export to another target"
+        )
+    if step.stem == "concat":
+        return _concat(step)
+    return [_plan(step)]
+
+
+def _concat(step: Step) -> list[KernelCall]:
+    inner = step.params["inner"]
+    element = storage(step.outputs[0].format)
+    offset, calls = 0, []
+    for position, width in enumerate(inner):
+        if storage(step.inputs[position].format) != element:
+            raise UnsupportedOpError(
+                f"node {step.node!r}: concat joins {step.inputs[position].format} into {step.outputs[0].format}, "
+                "expected one format; requantise its inputs first"
+            )
+        params = {"outer": step.params["outer"], "inner": width, "row": sum(inner), "offset": offset}
+        calls.append(_moving(step, element, params, position, f"_{position}"))
+        offset += width
+    return calls
+
+
+def _moving(step: Step, element: str, params: dict, position: int = 0, suffix: str = "") -> KernelCall:
+    kernel = KERNELS[step.stem]
+    function = f"em_{step.stem}_{element}"
+    kind = c_type(element)
+    prototype = f"void {function}(const {kernel.struct} *p, const {kind} *x, {kind} *y);"
+    variant = Variant(function, f"{step.stem}.c", (("EM_X", kind),), prototype)
+    fields = tuple((name, params[name]) for name in kernel.fields)
+    return KernelCall(step, variant, (position,), kernel.struct, fields, (), None, False, suffix)
+
+
+def _plan(step: Step) -> KernelCall:
+    kernel = KERNELS[step.stem]
+    x = [storage(tensor.format) for tensor in step.inputs]
+    y = storage(step.outputs[0].format)
+    params = {**_DEFAULTS, **step.params}
+    if kernel.moves:
+        if x[0] != y:
+            raise UnsupportedOpError(
+                f"node {step.node!r}: {step.stem} turns {step.inputs[0].format} into {step.outputs[0].format}, "
+                "expected one format"
+            )
+        return _moving(step, y, params)
+    arrays = _arrays(step, y)
+    macros = [("EM_X", c_type(x[0]))]
+    name = [step.stem, x[0]]
+    if len(x) > 1:
+        macros.append(("EM_X1", c_type(x[1])))
+        name.append(x[1])
+    if arrays and step.stem != "table" and arrays[0] is not None:
+        macros.append(("EM_W", c_type(arrays[0].element)))
+        name.append(arrays[0].element)
+    if "bias" in kernel.arrays:
+        bias = arrays[kernel.arrays.index("bias")]
+        macros.append(("EM_B", c_type(bias.element if bias else "s32")))
+        if bias is not None and bias.element != "s32":
+            name.append(f"b{bias.element}")
+    macros.append(("EM_Y", c_type(y)))
+    name.append(y)
+    depthwise = step.stem == "conv" and params["groups"] == params["in_c"] == params["out_c"] > 1
+    epilogue = None
+    if kernel.epilogue:
+        choice = _Epilogue(step, arrays)
+        epilogue = choice.data
+        macros += choice.macros
+        name += choice.name
+    function = "em_" + "_".join(name) + ("__depthwise" if depthwise else "")
+    file = f"{step.stem}__depthwise.c" if depthwise else f"{step.stem}.c"
+    arguments = [f"const {kernel.struct} *p"]
+    arguments += [f"const {c_type(e)} *x{i if len(x) > 1 else ''}" for i, e in enumerate(x)]
+    for role, array in zip(kernel.arrays, arrays, strict=True):
+        element = array.element if array else "s32"
+        arguments.append(f"const {c_type(element)} *{role}")
+    if kernel.epilogue:
+        arguments.append("const em_epilogue *epilogue")
+    arguments.append(f"{c_type(y)} *y")
+    variant = Variant(function, file, tuple(macros), f"void {function}({', '.join(arguments)});")
+    fields = tuple((field, params[field]) for field in kernel.fields)
+    operands = tuple(range(len(step.inputs)))
+    return KernelCall(step, variant, operands, kernel.struct, fields, tuple(arrays), epilogue, kernel.epilogue)
+
+
+def _arrays(step: Step, y: str) -> list[ConstantArray | None]:
+    found: list[ConstantArray | None] = []
+    for role in KERNELS[step.stem].arrays:
+        values = step.arrays.get(role)
+        if values is None:
+            found.append(None)
+            continue
+        values = np.asarray(values, dtype=np.int64)
+        element = array_storage(values)
+        if role == "table":
+            element = y
+        elif role == "bias":
+            element = "s32" if size_of(element) <= 4 else "s64"
+        if role == "weight":
+            groups = 1
+            if step.stem == "conv":
+                depthwise = step.params["groups"] == step.params["in_c"] == step.params["out_c"]
+                groups = 1 if depthwise else step.params["groups"]
+            if step.stem != "conv_transpose":
+                values = interleave(values.reshape(len(values), -1), groups)
+        found.append(ConstantArray(role, element, values.reshape(-1)))
+    return found
+
+
+class _Epilogue:
+    """Accumulator width, shift kind, rounding and overflow of a step."""
+
+    def __init__(self, step: Step, arrays: list[ConstantArray | None]) -> None:
+        self.step = step
+        final = tuple(int(v) for v in step.bounds.final)
+        reach = _reach(step, arrays)
+        self.name: list[str] = []
+        self.macros: list[tuple[str, str]] = []
+        if step.epilogue is None:
+            if reach >= 1 << 63:
+                self.refuse(reach)
+            bits = 32 if reach < 1 << 31 else 64
+            self.data = None
+            if bits == 64:
+                self.accumulate(bits)
+            return
+        fmt: Fixed = step.epilogue.format
+        y_min, y_max = fmt.rails
+        shifts = tuple(int(s) for s in step.epilogue.shift)
+        divide = False
+        if step.stem == "average_pool":
+            counts = _counts(step.params)
+            divide = len(counts) > 1 or counts[0] & (counts[0] - 1) != 0
+            if not divide:
+                shifts = tuple(s + counts[0].bit_length() - 1 for s in shifts)
+        magnitude = max(abs(final[0]), abs(final[1]))
+        if divide:
+            shifts, bits = self.divided(shifts, reach, magnitude, max(counts), y_min, y_max)
+            overflow = _overflow(fmt, *self.divided_interval(final, shifts, counts))
+        else:
+            overflow = _overflow(fmt, *_shifted(final, shifts, fmt))
+            bits, shifts = self.fit(shifts, reach, magnitude, y_min, y_max)
+        kind = "NONE" if not any(shifts) else "RIGHT" if min(shifts) > 0 else "ANY"
+        rounding = fmt.rounding if divide or max(shifts) > 0 else "TRN"
+        if bits == 64:
+            self.accumulate(bits)
+        if kind != "NONE":
+            self.macros.append(("EM_KIND", f"EM_SHIFT_{kind}"))
+        if kind != "NONE" or divide:
+            self.macros.append(("EM_ROUNDING", f"EM_{rounding}"))
+            self.name.append(rounding.lower())
+        if overflow != "FITS":
+            self.macros.append(("EM_OVERFLOW", f"EM_{overflow}"))
+            self.name.append(overflow.lower())
+        if kind == "ANY":
+            self.name.append("any")
+        if len(shifts) > 1 and kind != "NONE":
+            self.macros.append(("EM_PER_CHANNEL", "1"))
+            self.name.append("pc")
+        if step.stem == "average_pool":
+            self.macros.append(("EM_DIVIDE", "1" if divide else "0"))
+            self.name += ["div", kind.lower()] if divide else []
+        self.data = EpilogueData(shifts if kind != "NONE" else (0,), y_min, y_max)
+
+    def accumulate(self, bits: int) -> None:
+        self.macros.append(("EM_ACC_BITS", str(bits)))
+        self.name.append(f"acc{bits}")
+
+    def refuse(self, reach: int) -> None:
+        raise UnsupportedOpError(
+            f"node {self.step.node!r}: a partial sum or a requantised value reaches {reach.bit_length()} bits, the mcu "
+            "target holds 63; narrow the formats"
+        )
+
+    def fit(
+        self, shifts: tuple[int, ...], reach: int, magnitude: int, y_min: int, y_max: int
+    ) -> tuple[int, tuple[int, ...]]:
+        """Accumulator width, and shifts that are legal in it and round alike."""
+        for bits in (32, 64):
+            top = bits - 2
+            if max(reach, -y_min, y_max) >= 1 << (bits - 1):
+                continue
+            if max(shifts) > top and magnitude >= 1 << (top - 1):
+                continue
+            return bits, tuple(max(min(s, top), -(bits - 1)) for s in shifts)
+        self.refuse(reach)
+        raise AssertionError
+
+    def divided(
+        self, shifts: tuple[int, ...], reach: int, magnitude: int, count: int, y_min: int, y_max: int
+    ) -> tuple[tuple[int, ...], int]:
+        """Shifts and width for the dividing average: numerator and denominator below a quarter of the range.
+
+        Beyond ``bit_length(magnitude) + 2`` a larger right shift leaves ``|sum| / denominator < 1/2`` in any case.
+        """
+        shifts = tuple(min(s, magnitude.bit_length() + 2) for s in shifts)
+        numerator = magnitude << max(0, -min(shifts))
+        denominator = count << max(0, max(shifts))
+        for bits in (32, 64):
+            if max(numerator, denominator) < 1 << (bits - 3) and max(reach, -y_min, y_max) < 1 << (bits - 1):
+                return shifts, bits
+        self.refuse(max(numerator, denominator))
+        raise AssertionError
+
+    @staticmethod
+    def divided_interval(
+        final: tuple[int, ...], shifts: tuple[int, ...], counts: list[int]
+    ) -> tuple[int, int]:
+        """A safe interval of the rounded average (one code wider than the exact quotients)."""
+        ends = [
+            (value << max(0, -s)) // (count << max(0, s)) for value in final for s in shifts for count in counts
+        ]
+        return min(ends) - 1, max(ends) + 1
+
+
+def _shifted(final: tuple[int, ...], shifts: tuple[int, ...], fmt: Fixed) -> tuple[int, int]:
+    ends = np.array(final, dtype=object)
+    rounded = [formats.round_shift(ends, shift, fmt.rounding) for shift in set(shifts)]
+    return min(int(r[0]) for r in rounded), max(int(r[1]) for r in rounded)
+
+
+def _overflow(fmt: Fixed, low: int, high: int) -> str:
+    floor, top = fmt.rails
+    if floor <= low and high <= top:
+        return "FITS"
+    return {"SAT_SYM": "SAT"}.get(fmt.overflow, fmt.overflow)
+
+
+def _reach(step: Step, arrays: list[ConstantArray | None]) -> int:
+    """A bound of the magnitude of everything the accumulator type has to hold before the epilogue."""
+    bounds = [abs(int(v)) for v in (*step.bounds.final, *step.bounds.partial)]
+    params = step.params
+    for position, tensor in enumerate(step.inputs):
+        align = int(params.get(f"align{position}", 0))
+        bounds.append(_magnitude(tensor) << align)
+    if step.stem in ("clip", "prelu"):
+        bounds.append(_magnitude(step.inputs[0]) << int(params["align"]))
+    if step.stem == "clip":
+        bounds += [abs(int(params["low"])), abs(int(params["high"]))]
+    if step.stem in ("affine", "prelu"):
+        factor = arrays[0]
+        assert factor is not None
+        bounds.append(_magnitude(step.inputs[0]) * int(np.abs(factor.values).max()))
+    bounds += [int(np.abs(array.values).max()) for array in arrays if array is not None and array.values.size]
+    return max(bounds)
+
+
+def _magnitude(tensor: NativeTensor) -> int:
+    return max(abs(tensor.lo), abs(tensor.hi))
+
+
+def _counts(params: dict) -> list[int]:
+    """The distinct numbers of elements that average pooling divides by."""
+    axes = []
+    for size, kernel, stride, begin, end, out in (
+        ("in_h", "kernel_h", "stride_h", "pad_top", "pad_bottom", "out_h"),
+        ("in_w", "kernel_w", "stride_w", "pad_left", "pad_right", "out_w"),
+    ):
+        first, last = (-params[begin], params[size] + params[end]) if params["count_include_pad"] else (0, params[size])
+        starts = np.arange(params[out]) * params[stride] - params[begin]
+        axes.append(set((np.minimum(starts + params[kernel], last) - np.maximum(starts, first)).tolist()))
+    return sorted({rows * columns for rows in axes[0] for columns in axes[1]})
