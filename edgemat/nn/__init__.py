@@ -1,0 +1,44 @@
+"""Quantised torch layers, and the way from a float module to a trained, deployable one."""
+
+from __future__ import annotations
+
+from edgemat.nn.activation import QuantClip, QuantConstant, QuantPReLU, QuantReLU
+from edgemat.nn.batch_norm import BatchNorm, QuantBatchNorm
+from edgemat.nn.calibration import calibrate
+from edgemat.nn.conversion import quantize
+from edgemat.nn.join import QuantAdd, QuantConcat, QuantMatMul, QuantMul, QuantSub
+from edgemat.nn.layer import QuantLayer
+from edgemat.nn.linear import QuantConv1d, QuantConv2d, QuantConvTranspose2d, QuantLinear
+from edgemat.nn.pooling import QuantAdaptiveAvgPool, QuantAvgPool, QuantMean
+from edgemat.nn.preparation import prepare_export
+from edgemat.nn.quantizer import FixedQuantizer
+from edgemat.nn.tables import QuantSigmoid, QuantTable, QuantTanh
+
+__all__ = [
+    "BatchNorm",
+    "FixedQuantizer",
+    "QuantAdaptiveAvgPool",
+    "QuantAdd",
+    "QuantAvgPool",
+    "QuantBatchNorm",
+    "QuantClip",
+    "QuantConcat",
+    "QuantConstant",
+    "QuantConv1d",
+    "QuantConv2d",
+    "QuantConvTranspose2d",
+    "QuantLayer",
+    "QuantLinear",
+    "QuantMatMul",
+    "QuantMean",
+    "QuantMul",
+    "QuantPReLU",
+    "QuantReLU",
+    "QuantSigmoid",
+    "QuantSub",
+    "QuantTable",
+    "QuantTanh",
+    "calibrate",
+    "prepare_export",
+    "quantize",
+]

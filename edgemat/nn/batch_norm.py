@@ -1,0 +1,195 @@
+"""Batch norm: folded into the layer before it, or kept as a fixed-point affine."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from edgemat.errors import LoweringError
+from edgemat.formats import Fixed
+from edgemat.nn.emission import emit, exporting
+from edgemat.nn.layer import Link, QuantLayer, exact_arithmetic
+from edgemat.nn.quantizer import FixedQuantizer
+from edgemat.nn.rounding import Grid, QuantizeChannels
+
+
+class BatchNorm(nn.Module):
+    """Parameters and statistics of a batch norm, under the names of `torch.nn.BatchNorm2d`.
+
+    On its own this module is the identity: `edgemat.quantize` leaves it where the user's batch norm was, and the layer
+    before it, into which it is folded, does the work. Put it into eval mode to freeze the statistics.
+
+    Args:
+        norm: The torch module whose parameters and statistics are taken over.
+    """
+
+    def __init__(self, norm: nn.Module):
+        super().__init__()
+        if getattr(norm, "running_mean", None) is None:
+            raise LoweringError(
+                "a batch norm without running statistics cannot be deployed; use track_running_stats=True"
+            )
+        self.weight: nn.Parameter | None = norm.weight  # type: ignore[assignment]
+        self.bias: nn.Parameter | None = norm.bias  # type: ignore[assignment]
+        self.eps = float(norm.eps)  # type: ignore[arg-type]
+        self.momentum = norm.momentum
+        self.num_features = int(norm.num_features)  # type: ignore[arg-type]
+        self.register_buffer("running_mean", norm.running_mean)
+        self.register_buffer("running_var", norm.running_var)
+        self.register_buffer("num_batches_tracked", norm.num_batches_tracked)
+        self.estimating = False
+        self.train(norm.training)
+
+    @property
+    def uses_batch_statistics(self) -> bool:
+        """Whether the statistics of the batch are used (and the running ones updated)."""
+        return self.training or self.estimating
+
+    def normalize(self, x: Tensor) -> Tensor:
+        """The float batch norm with the batch's statistics, updating the running ones."""
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked.add_(1)
+        momentum = self.momentum
+        if momentum is None or self.estimating:
+            momentum = 1.0 / float(self.num_batches_tracked)
+        return F.batch_norm(
+            x, self.running_mean, self.running_var, self.weight, self.bias, True, float(momentum), self.eps
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The identity."""
+        return x
+
+    def extra_repr(self) -> str:
+        """Size, for printing."""
+        return f"{self.num_features}, folded"
+
+
+def folded_scale(norm: BatchNorm) -> Tensor:
+    """``gamma / sqrt(running_var + eps)``, float64, shape ``[channels]``."""
+    assert norm.running_var is not None
+    scale = torch.rsqrt(norm.running_var.double() + norm.eps)
+    return scale if norm.weight is None else scale * norm.weight.double()
+
+
+class QuantBatchNorm(QuantLayer):
+    """Batch norm as a fixed-point affine, ``Requantize(a * x + b)`` per channel (axis 1), QFX's way.
+
+    ``a = gamma / sqrt(var + eps)`` in the format `weights`, ``b = beta - mean * a`` (the unrounded a) on the grid of the
+    product. While training, the batch's statistics take the place of the running ones, in both a and b.
+
+    Args:
+        norm: The torch batch norm whose parameters and statistics are taken over, or the number of channels.
+        weights: Format of a.
+        bias_format: Width of b, at most 32 bits.
+        input: Format of an own input quantiser, or None where `link` names the producer.
+        output: Format of the result.
+        per_channel: Whether a learned binary point of a is one per channel.
+    """
+
+    def __init__(
+        self,
+        norm: nn.Module | int,
+        *,
+        weights: str | Fixed = "fixed<8>",
+        bias_format: str | Fixed = "fixed<32>",
+        input: str | Fixed | None = "fixed<8>",
+        output: str | Fixed | FixedQuantizer | None = "fixed<8>",
+        relu: bool = False,
+        per_channel: bool = True,
+    ):
+        super().__init__(input, output, relu)
+        norm = nn.BatchNorm1d(norm) if isinstance(norm, int) else norm
+        plain = BatchNorm(norm)
+        self.weight, self.bias = plain.weight, plain.bias
+        for name in ("running_mean", "running_var", "num_batches_tracked"):
+            self.register_buffer(name, getattr(plain, name))
+        self.eps, self.momentum, self.num_features = plain.eps, plain.momentum, plain.num_features
+        fmt = Fixed.parse(weights) if isinstance(weights, str) else weights
+        learned = per_channel and fmt.int_bits is None
+        self.weight_quantizer = FixedQuantizer(
+            fmt, channels=self.num_features if learned else None, axis=0, role="weights"
+        )
+        width = (Fixed.parse(bias_format) if isinstance(bias_format, str) else bias_format).width
+        self.bias_grid = Grid.of(Fixed(width, 0))
+        self.final = False
+        self.estimating = False
+        self._source = Link()
+        self._formats: dict[str, str] = {}
+
+    @property
+    def uses_batch_statistics(self) -> bool:
+        """Whether the statistics of the batch are used (and the running ones updated)."""
+        return self.training or self.estimating
+
+    def statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and biased variance per channel: of the batch (updating the running ones), or the running ones."""
+        assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None
+        if not self.uses_batch_statistics:
+            return self.running_mean, self.running_var
+        axes = [d for d in range(x.dim()) if d != 1]
+        var, mean = torch.var_mean(x, axes, correction=0)
+        with torch.no_grad():
+            self.num_batches_tracked.add_(1)
+            momentum = self.momentum
+            if momentum is None or self.estimating:
+                momentum = 1.0 / float(self.num_batches_tracked)
+            count = x.numel() // x.shape[1]
+            self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
+            unbiased = var * (count / max(count - 1, 1))
+            self.running_var.lerp_(unbiased.to(self.running_var.dtype), momentum)
+        return mean, var
+
+    def real_affine(self, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
+        """a and b before rounding, float64."""
+        a = torch.rsqrt(var.double() + self.eps)
+        if self.weight is not None:
+            a = a * self.weight.double()
+        b = -mean.double() * a
+        return a, b if self.bias is None else b + self.bias.double()
+
+    def quantized(self, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
+        """a (float32) and b (float64) on their grids."""
+        a, b = self.real_affine(mean, var)
+        a = self.weight_quantizer(a.float())
+        exponents = self.accumulator_exponents().expand(self.num_features)
+        b = QuantizeChannels.apply(b, self.weight_quantizer.frac.detach(), self.bias_grid, exponents, 0, False)
+        return a, b.double()
+
+    def accumulator_exponents(self) -> Tensor:
+        """Fractional bits of ``a * x + b``, int32, shape ``[]`` or ``[channels]``."""
+        return self.weight_quantizer.exponents() + self.known_source().exponent()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Applies the affine along axis 1 of ``[N, C, ...]``."""
+        x = self.enter(x)
+        if exporting():
+            self.check_frozen()
+            return self.leave(emit("Affine", (x, self.scale_codes, self.bias_codes), x.shape, **self._formats))
+        shape = [1, -1] + [1] * (x.dim() - 2)
+        with exact_arithmetic(x):
+            mean, var = self.statistics(x)
+            source = self.source()
+            if source is not None and source._observer is not None:
+                a, b = self.real_affine(mean, var)
+                return self.leave(torch.addcmul(b.float().view(shape), x.float(), a.float().view(shape)))
+            a, b = self.quantized(mean, var)
+            reach = self.known_source().grid.magnitude * self.weight_quantizer.grid.magnitude
+            offset = int(torch.ldexp(b.detach(), self.accumulator_exponents()).abs().amax().item())
+            carrier = self.carrier(reach + offset)
+            y = torch.addcmul(b.to(carrier).view(shape), x.to(carrier), a.to(carrier).view(shape))
+        return self.leave(y.float() if self.final and self.training else y)
+
+    @torch.no_grad()
+    def freeze(self) -> None:
+        """Stores the codes of a and b and the texts of their formats."""
+        super().freeze()
+        self.weight_quantizer._check_ready()
+        assert self.running_mean is not None and self.running_var is not None
+        a, b = self.quantized(self.running_mean, self.running_var)
+        exponents = self.accumulator_exponents()
+        self.register_buffer("scale_codes", self.weight_quantizer.codes(a).to(torch.int32))
+        self.register_buffer("bias_codes", torch.ldexp(b, exponents).to(torch.int32))
+        b_format = Fixed(self.bias_grid.width, 0).with_frac(exponents.tolist())
+        self._formats = {"a_format": str(self.weight_quantizer.format), "b_format": str(b_format)}

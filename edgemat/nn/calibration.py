@@ -1,0 +1,260 @@
+"""Calibration: initial binary points from data, checkpoints keep them."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from edgemat.errors import FormatError
+from edgemat.nn.activation import QuantConstant
+from edgemat.nn.batch_norm import BatchNorm, QuantBatchNorm
+from edgemat.nn.linear import WeightedLayer
+from edgemat.nn.quantizer import FixedQuantizer
+from edgemat.nn.rounding import EXPONENT_LIMIT, Grid, quantize_codes, range_frac
+
+METHODS = ("minmax", "percentile", "mse")
+_KEPT = 1 << 15
+_CANDIDATES = 8
+
+
+class Statistics:
+    """Range and a sample of the values one quantiser sees.
+
+    Args:
+        keep: Values kept of each batch for percentiles and squared errors, evenly spaced.
+    """
+
+    def __init__(self, keep: int = _KEPT):
+        self.low, self.high = float("inf"), float("-inf")
+        self.keep = keep
+        self.sample: list[Tensor] = []
+        self.rows: Tensor | None = None
+
+    def update(self, x: Tensor) -> None:
+        """Takes note of one batch."""
+        if x.numel() == 0:
+            return
+        flat = x.detach().reshape(-1)
+        low, high = (v.item() for v in torch.aminmax(flat))
+        if not (np.isfinite(low) and np.isfinite(high)):
+            raise FormatError(f"calibration saw values from {low} to {high}, expected finite numbers; clean the data")
+        self.low, self.high = min(self.low, low), max(self.high, high)
+        if self.keep:
+            step = max(1, flat.numel() // self.keep)
+            self.sample.append(flat[::step].to("cpu", torch.float64))
+
+    def values(self) -> Tensor:
+        """The sample, float64."""
+        return torch.cat(self.sample)
+
+    def frac(self, grid: Grid, method: str, percentile: float) -> int:
+        """The binary point the method chooses for a format."""
+        if self.low > self.high:
+            return 0
+        widest = range_frac(self.low, self.high, grid)
+        if method == "minmax":
+            return widest
+        values = self.values()
+        if method == "percentile":
+            rest = (100.0 - percentile) / 200.0
+            kept = values.sort().values
+            low = float(kept[int(rest * (len(kept) - 1))])
+            high = float(kept[len(kept) - 1 - int(rest * (len(kept) - 1))])
+            return range_frac(low, high, grid)
+        return best_frac(values, grid, widest)
+
+
+def best_frac(values: Tensor, grid: Grid, widest: int) -> int:
+    """The binary point of the least squared error, from `widest` to finer ones; the coarser of equals."""
+    errors = []
+    for frac in range(widest, min(widest + _CANDIDATES, EXPONENT_LIMIT)):
+        codes = quantize_codes(values, grid, 2.0**frac, False)
+        errors.append((float((codes * 2.0**-frac - values).square().sum()), frac))
+    return min(errors)[1]
+
+
+def calibrate(
+    module: nn.Module,
+    batches: Iterable[Any],
+    method: str = "minmax",
+    percentile: float = 99.99,
+    max_batches: int | None = None,
+) -> nn.Module:
+    """Sets the binary points of activations from data and of weights from the weights, in place.
+
+    Learned binary points start here; stated ones are kept. Batch norms that never saw a batch estimate their running
+    statistics from the batches first, because weights are quantised with them folded in.
+
+    Args:
+        module: The result of `edgemat.quantize`, or a module built from edgemat.nn layers.
+        batches: Tensors, tuples or lists (one item per input; a surplus item, such as a DataLoader's labels, is left
+            out), or dicts by input name. Values are cast to float32.
+        method: ``"minmax"`` holds everything seen, ``"percentile"`` the central part, ``"mse"`` minimises the squared
+            error.
+        percentile: The central part in percent.
+        max_batches: Batches taken at most; None takes all.
+
+    Returns:
+        The module, in the mode it came in.
+
+    Raises:
+        FormatError: for an unknown method, no batches, or values that are not finite.
+    """
+    if method not in METHODS:
+        raise FormatError(f"calibration method is {method!r}, expected one of {', '.join(METHODS)}")
+    if not 50.0 < percentile <= 100.0:
+        raise FormatError(f"percentile is {percentile}, expected more than 50 and at most 100")
+    # Kept, because the batches are walked again if batch norms have to be estimated first.
+    taken = list(itertools.islice(batches, max_batches))
+    if not taken:
+        raise FormatError("calibration got no batches, expected at least one; a generator can be used only once")
+    modes = {part: part.training for part in module.modules()}
+    norms = [part for part in module.modules() if isinstance(part, BatchNorm | QuantBatchNorm)]
+    fresh = [norm for norm in norms if norm.num_batches_tracked is not None and int(norm.num_batches_tracked) == 0]
+    observed = [
+        part
+        for part in module.modules()
+        if isinstance(part, FixedQuantizer) and part.role != "weights" and not part.stated
+    ]
+    every = [part for part in module.modules() if isinstance(part, FixedQuantizer) and part.role != "weights"]
+    progress = _Progress(len(taken) * (2 if fresh else 1))
+    try:
+        module.eval()
+        for part in every:
+            part._observer = Statistics(_KEPT if method != "minmax" else 0)
+        with torch.no_grad():
+            if fresh:
+                for norm in fresh:
+                    norm.estimating = True
+                fit_weights(module, method)
+                for batch in taken:
+                    run(module, batch)
+                    progress.advance()
+                for norm in fresh:
+                    norm.estimating = False
+                for part in every:
+                    part._observer = Statistics(_KEPT if method != "minmax" else 0)
+            fit_weights(module, method)
+            for batch in taken:
+                run(module, batch)
+                progress.advance()
+            for part in observed:
+                found = part._observer
+                assert isinstance(found, Statistics)
+                frac = found.frac(part.grid, method, percentile)
+                if part.tracks:
+                    part.seen[0], part.seen[1] = min(found.low, 0.0), max(found.high, 0.0)
+                part.set_frac(frac)
+    finally:
+        progress.close()
+        for norm in norms:
+            norm.estimating = False
+        for part in every:
+            part._observer = None
+        for part, training in modes.items():
+            part.training = training
+    return module
+
+
+def fit_weights(module: nn.Module, method: str = "minmax") -> None:
+    """Sets the binary points of all learned weights from their present values, batch norm folded in."""
+    for part in module.modules():
+        if isinstance(part, WeightedLayer):
+            _fit(part.weight_quantizer, part.folded()[0], method)
+        elif isinstance(part, QuantBatchNorm):
+            assert part.running_mean is not None and part.running_var is not None
+            _fit(part.weight_quantizer, part.real_affine(part.running_mean, part.running_var)[0].float(), method)
+        elif isinstance(part, QuantConstant):
+            _fit(part.weight_quantizer, _constant(module, part), method)
+        elif isinstance(part, nn.Module) and hasattr(part, "weight_quantizer") and hasattr(part, "weight"):
+            _fit(part.weight_quantizer, part.weight, method)  # type: ignore[arg-type]
+
+
+def _constant(root: nn.Module, part: QuantConstant) -> Tensor:
+    if not part.target:
+        return part.value
+    owner, _, name = part.target.rpartition(".")
+    found = getattr(root.get_submodule(owner), name)
+    assert isinstance(found, Tensor)
+    return found
+
+
+def _fit(quantizer: FixedQuantizer, weight: Tensor, method: str) -> None:
+    if quantizer.stated:
+        return
+    weight = weight.detach()
+    quantizer.fit(weight)
+    if method != "mse":
+        return
+    widest = quantizer.exponents()
+    if not quantizer.per_channel:
+        quantizer.set_frac(best_frac(weight.double().reshape(-1), quantizer.grid, int(widest)))
+        return
+    rows = weight.double().movedim(quantizer.axis, 0).flatten(1)
+    fracs = [best_frac(row, quantizer.grid, int(f)) for row, f in zip(rows, widest.tolist(), strict=True)]
+    quantizer.set_frac(torch.tensor(fracs))
+
+
+def run(module: nn.Module, batch: Any) -> Any:
+    """Calls the module on one batch of any accepted kind."""
+    device = next((p.device for p in module.parameters()), torch.device("cpu"))
+
+    def tensor(value: Any) -> Tensor:
+        return torch.as_tensor(value).to(device=device, dtype=torch.float32)
+
+    if isinstance(batch, Mapping):
+        return module(**{str(k): tensor(v) for k, v in batch.items()})
+    if isinstance(batch, Tensor | np.ndarray):
+        return module(tensor(batch))
+    if isinstance(batch, Sequence):
+        return module(*(tensor(v) for v in batch[: _inputs(module, len(batch))]))
+    raise FormatError(f"a calibration batch is a {type(batch).__name__}, expected a tensor, a tuple or a dict")
+
+
+def _inputs(module: nn.Module, given: int) -> int:
+    """How many items of a batch are inputs."""
+    graph = getattr(module, "graph", None)
+    if graph is not None:
+        return min(given, sum(1 for node in graph.nodes if node.op == "placeholder"))
+    import inspect
+
+    parameters = [
+        p
+        for p in inspect.signature(module.forward).parameters.values()
+        if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+    ]
+    return min(given, len(parameters)) if parameters else given
+
+
+class _Progress:
+    """A bar on a terminal's stderr for work of more than two seconds."""
+
+    def __init__(self, total: int):
+        self.total, self.done, self.start = total, 0, time.monotonic()
+        self.bar: Any = None
+        self.task: Any = None
+
+    def advance(self) -> None:
+        """One batch is done."""
+        self.done += 1
+        if self.bar is None and time.monotonic() - self.start > 2.0 and sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import Progress
+
+            self.bar = Progress(console=Console(stderr=True), transient=True)
+            self.bar.start()
+            self.task = self.bar.add_task("calibrating", total=self.total)
+        if self.bar is not None:
+            self.bar.update(self.task, completed=self.done)
+
+    def close(self) -> None:
+        """Removes the bar."""
+        if self.bar is not None:
+            self.bar.stop()

@@ -1,0 +1,121 @@
+"""Joins of two tensors: exact and aligned, then quantised."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from edgemat.formats import Fixed
+from edgemat.nn.emission import exporting
+from edgemat.nn.layer import QuantLayer, exact_arithmetic
+from edgemat.nn.quantizer import FixedQuantizer
+
+
+class QuantJoin(QuantLayer):
+    """Base of the joins: the exact result of two operands, in float64 where float32 could round, then a quantiser.
+
+    Args:
+        output: Format of the result, or None for the exact, widened grid.
+        relu: Whether a ReLU precedes the output quantiser.
+    """
+
+    def __init__(self, output: str | Fixed | FixedQuantizer | None = "fixed<8>", *, relu: bool = False):
+        super().__init__(None, output, relu)
+
+    def combine(self, x: Tensor, y: Tensor) -> Tensor:
+        """The float operator."""
+        raise NotImplementedError
+
+    def bound(self, x: FixedQuantizer, y: FixedQuantizer, a: Tensor, b: Tensor) -> int:
+        """An upper bound of the result's codes on the aligned grid."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """Joins two tensors, broadcasting like torch."""
+        if exporting():
+            return self.leave(self.combine(x, y))
+        a, b = self.source(0), self.source(1)
+        if a is not None and b is not None and (a._observer is not None or b._observer is not None):
+            return self.leave(self.combine(x.float(), y.float()))
+        with exact_arithmetic(x):
+            if a is None or b is None:
+                joined = self.combine(x.double(), y.double())
+            else:
+                carrier = self.carrier(self.bound(a, b, x, y))
+                joined = self.combine(x.to(carrier), y.to(carrier))
+        return self.leave(joined)
+
+
+def aligned_bound(x: FixedQuantizer, y: FixedQuantizer) -> int:
+    """Largest sum of two codes after alignment to the finer grid."""
+    fx, fy = x.exponents().amax().item(), y.exponents().amax().item()
+    finest = max(fx, fy)
+    coarsest_x, coarsest_y = x.exponents().amin().item(), y.exponents().amin().item()
+    return (x.grid.magnitude << int(finest - coarsest_x)) + (y.grid.magnitude << int(finest - coarsest_y))
+
+
+class QuantAdd(QuantJoin):
+    """``x + y``, aligned to the finer grid, then quantised."""
+
+    def combine(self, x: Tensor, y: Tensor) -> Tensor:
+        """The sum."""
+        return x + y
+
+    def bound(self, x: FixedQuantizer, y: FixedQuantizer, a: Tensor, b: Tensor) -> int:
+        """Of the aligned sum."""
+        return aligned_bound(x, y)
+
+
+class QuantSub(QuantJoin):
+    """``x - y``, aligned to the finer grid, then quantised."""
+
+    def combine(self, x: Tensor, y: Tensor) -> Tensor:
+        """The difference."""
+        return x - y
+
+    def bound(self, x: FixedQuantizer, y: FixedQuantizer, a: Tensor, b: Tensor) -> int:
+        """Of the aligned difference."""
+        return aligned_bound(x, y)
+
+
+class QuantMul(QuantJoin):
+    """``x * y``, exact, then quantised."""
+
+    def combine(self, x: Tensor, y: Tensor) -> Tensor:
+        """The product."""
+        return x * y
+
+    def bound(self, x: FixedQuantizer, y: FixedQuantizer, a: Tensor, b: Tensor) -> int:
+        """Of the product."""
+        return x.grid.magnitude * y.grid.magnitude
+
+
+class QuantMatMul(QuantJoin):
+    """``x @ y`` of two variable operands, ``[..., m, k]`` and ``[..., k, n]``, exact, then quantised."""
+
+    def combine(self, x: Tensor, y: Tensor) -> Tensor:
+        """The matrix product."""
+        return torch.matmul(x, y)
+
+    def bound(self, x: FixedQuantizer, y: FixedQuantizer, a: Tensor, b: Tensor) -> int:
+        """Of every partial sum over k."""
+        return int(a.shape[-1]) * x.grid.magnitude * y.grid.magnitude
+
+
+class QuantConcat(QuantLayer):
+    """Concatenation along an axis, aligned to the finest grid, then quantised.
+
+    Args:
+        dim: Axis.
+        output: Format of the result, or None for the exact, widened grid.
+    """
+
+    def __init__(self, dim: int = 1, output: str | Fixed | FixedQuantizer | None = "fixed<8>"):
+        super().__init__(None, output)
+        self.dim = dim
+
+    def forward(self, tensors: Sequence[Tensor]) -> Tensor:
+        """Joins tensors that agree on every other axis."""
+        return self.leave(torch.cat(list(tensors), self.dim))

@@ -1,0 +1,448 @@
+"""Linear and convolution layers with quantised weights, an exact accumulator and an optional batch norm folded in.
+
+**Exactness.** Inputs are codes times ``2**-frac_x``, weights codes times ``2**-frac_w``; their products and sums lie on
+the grid ``2**-(frac_x + frac_w)``, and so does the bias, so float arithmetic rounds nothing while every partial sum stays
+below ``2**24`` (float32) or ``2**53`` (float64) LSBs. The static bound ``fan_in * |x| * |w|`` is tried first, then
+``max_o sum_i |w_oi| * |x| + |b_o|`` over the present codes.
+
+**Batch norm.** With running statistics, ``scale = gamma / sqrt(var + eps)`` folds into the weights before they are
+quantised, ``bias = beta + (b - mean) * scale`` is computed in float64: the deployed bits. While the batch norm trains,
+the batch-statistics trick is used: the weights are quantised as they will be deployed, ``Q(w * scale) / scale``, and the
+convolution's result goes through the ordinary batch norm, which updates its running statistics. Training therefore sees
+folded, quantised weights; batch statistics and the rounding of the bias are the only differences from `eval()`. Putting
+the batch norm into eval mode (frozen statistics) gives the deployed bits in training, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from edgemat.errors import FormatError, LoweringError
+from edgemat.formats import Fixed
+from edgemat.nn.batch_norm import BatchNorm, folded_scale
+from edgemat.nn.emission import emit, exporting
+from edgemat.nn.layer import Link, QuantLayer, exact_arithmetic, pair
+from edgemat.nn.quantizer import FixedQuantizer
+from edgemat.nn.rounding import Grid, QuantizeChannels
+
+_BIAS_LIMIT = 32
+
+
+class WeightedLayer(QuantLayer):
+    """Base of the layers with weights.
+
+    Args:
+        shape: Shape of the weight.
+        outputs: Number of output channels.
+        bias: Whether there is a bias.
+        weights: Format of the weights.
+        bias_format: ``fixed<W>``, the width of the bias, at most 32 bits.
+        input: Format of an own input quantiser, or None where `link` will name the producer.
+        output: Format of the result, or None to keep the exact accumulator.
+        relu: Whether a ReLU precedes the output quantiser.
+        per_channel: Whether a learned binary point is learned per output channel.
+    """
+
+    out_axis = 0
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        outputs: int,
+        bias: bool,
+        weights: str | Fixed,
+        bias_format: str | Fixed,
+        input: str | Fixed | None,
+        output: str | Fixed | FixedQuantizer | None,
+        relu: bool,
+        per_channel: bool,
+    ):
+        super().__init__(input, output, relu)
+        fmt = Fixed.parse(weights) if isinstance(weights, str) else weights
+        width = (Fixed.parse(bias_format) if isinstance(bias_format, str) else bias_format).width
+        if width > _BIAS_LIMIT:
+            raise FormatError(f"a bias of {width} bits was asked for, expected at most {_BIAS_LIMIT}")
+        learned = per_channel and fmt.int_bits is None
+        self.weight = nn.Parameter(torch.empty(*shape))
+        self.bias = nn.Parameter(torch.empty(outputs)) if bias else None
+        self.weight_quantizer = FixedQuantizer(
+            fmt, channels=outputs if learned else None, axis=self.out_axis, role="weights"
+        )
+        self.outputs = outputs
+        self.bias_grid = Grid.of(Fixed(width, 0))
+        self.final = False
+        self._norm = Link()
+        self._formats: dict[str, str] = {}
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """The initialisation of the torch layer of the same name."""
+        nn.init.kaiming_uniform_(self.weight, a=5**0.5)
+        if self.bias is not None:
+            fan_in = self.weight[0].numel() if self.out_axis == 0 else self.weight.shape[1] * self.weight[0, 0].numel()
+            bound = fan_in**-0.5 if fan_in else 0.0
+            nn.init.uniform_(self.bias, -bound, bound)
+
+    # -- batch norm -----------------------------------------------------------------------------------------------
+    def fold(self, norm: BatchNorm) -> None:
+        """Folds a batch norm (registered elsewhere) into this layer."""
+        self._norm = Link(norm)
+
+    @property
+    def norm(self) -> BatchNorm | None:
+        """The batch norm folded into this layer, or None."""
+        found = self._norm.modules[0] if self._norm.modules else None
+        assert found is None or isinstance(found, BatchNorm)
+        return found
+
+    def _along_outputs(self, values: Tensor) -> Tensor:
+        shape = [1] * self.weight.dim()
+        shape[self.out_axis] = -1
+        return values.view(shape)
+
+    def folded(self) -> tuple[Tensor, Tensor | None]:
+        """Weight (float32) and bias (float64, or None) with the running statistics folded in."""
+        norm = self.norm
+        if norm is None:
+            return self.weight, None if self.bias is None else self.bias.double()
+        scale = folded_scale(norm)
+        assert norm.running_mean is not None
+        bias = -norm.running_mean.double() if self.bias is None else self.bias.double() - norm.running_mean.double()
+        bias = bias * scale
+        if norm.bias is not None:
+            bias = bias + norm.bias.double()
+        return self.weight * self._along_outputs(scale.float()), bias
+
+    # -- the accumulator ------------------------------------------------------------------------------------------
+    def accumulator_exponents(self) -> Tensor:
+        """Fractional bits of the accumulator, int32, shape ``[]`` or ``[outputs]``."""
+        return self.weight_quantizer.exponents() + self.known_source().exponent()
+
+    def quantized(self) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias as deployed: values on their grids, float32 and float64."""
+        weight, bias = self.folded()
+        weight = self.weight_quantizer(weight)
+        if bias is not None:
+            exponents = self.accumulator_exponents().expand(self.outputs)
+            bias = QuantizeChannels.apply(
+                bias, self.weight_quantizer.frac.detach(), self.bias_grid, exponents, 0, False
+            )
+            bias = bias.double()
+        return weight, bias
+
+    @torch.no_grad()
+    def bound(self, weight: Tensor, bias: Tensor | None) -> int:
+        """An upper bound of every partial sum, in LSBs of the accumulator."""
+        source = self.known_source().grid.magnitude
+        fan_in = weight.numel() // self.outputs
+        offset = 0
+        if bias is not None:
+            offset = int(torch.ldexp(bias, self.accumulator_exponents()).abs().amax().item())
+        static = fan_in * source * self.weight_quantizer.grid.magnitude + offset
+        if static < 1 << 24:
+            return static
+        codes = self.weight_quantizer.codes(weight).abs()
+        axes = [d for d in range(codes.dim()) if d != self.out_axis]
+        return int(codes.sum(axes).amax().item()) * source + offset
+
+    def apply_weight(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The float operator."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Applies the layer; the result carries exact values of the accumulator or of the output format."""
+        x = self.enter(x)
+        if exporting():
+            return self.leave(self.emit(x))
+        with exact_arithmetic(x):
+            norm = self.norm
+            if norm is not None and norm.uses_batch_statistics:
+                y = self._batch_statistics(x, norm)
+            else:
+                y = self._exact(x)
+        return self.leave(y)
+
+    def _exact(self, x: Tensor) -> Tensor:
+        if self.observing:
+            weight, bias = self.folded()
+            weight = self.weight_quantizer(weight)
+            return self.apply_weight(x.float(), weight.float(), None if bias is None else bias.float())
+        weight, bias = self.quantized()
+        carrier = self.carrier(self.bound(weight, bias))
+        y = self.apply_weight(
+            x if x.dtype == carrier else x.to(carrier),
+            weight if weight.dtype == carrier else weight.to(carrier),
+            None if bias is None else bias.to(carrier),
+        )
+        # A loss takes float32; only the last layer's result is narrowed, and only while training.
+        return y.float() if self.final and self.training else y
+
+    def _batch_statistics(self, x: Tensor, norm: BatchNorm) -> Tensor:
+        scale = self._along_outputs(folded_scale(norm).detach().float())
+        usable = scale.abs() > 1e-12
+        divisor = torch.where(usable, scale, torch.ones_like(scale))
+        weight = self.weight_quantizer(self.weight * divisor).float() / divisor
+        return norm.normalize(self.apply_weight(x.float(), weight, self.bias))
+
+    @property
+    def observing(self) -> bool:
+        """Whether calibration is looking at the input, which is then not on its grid."""
+        source = self.source()
+        return source is not None and source._observer is not None
+
+    # -- export ---------------------------------------------------------------------------------------------------
+    @torch.no_grad()
+    def freeze(self) -> None:
+        """Stores weight and bias codes and the texts of their formats."""
+        super().freeze()
+        if not self.weight_quantizer.ready:
+            self.weight_quantizer._check_ready()
+        weight, bias = self.quantized()
+        self.carrier(self.bound(weight, bias))
+        codes = self.weight_quantizer.codes(weight)
+        self._formats = {"w_format": str(self.weight_quantizer.format)}
+        self.register_buffer("weight_codes", codes.to(torch.int32))
+        if bias is not None:
+            exponents = self.accumulator_exponents()
+            self.register_buffer("bias_codes", torch.ldexp(bias, exponents).to(torch.int32))
+            fracs = exponents.tolist()
+            self._formats["b_format"] = str(Fixed(self.bias_grid.width, 0).with_frac(fracs))
+
+    def emit(self, x: Tensor) -> Tensor:
+        """Writes the node of this layer."""
+        self.check_frozen()
+        tensors = [x, self.weight_codes]
+        if "b_format" in self._formats:
+            tensors.append(self.bias_codes)
+        op, shape, attrs = self.node(x)
+        return emit(op, tensors, shape, **self._formats, **attrs)
+
+    def node(self, x: Tensor) -> tuple[str, list[Any], dict[str, Any]]:
+        """Operator, output shape and attributes of this layer's node."""
+        raise NotImplementedError
+
+
+class QuantLinear(WeightedLayer):
+    """`torch.nn.Linear` with quantised weights, ``[..., in_features]`` to ``[..., out_features]``.
+
+    Args:
+        in_features: Size of the last input axis.
+        out_features: Size of the last output axis.
+        bias: Whether there is a bias.
+        weights: Format of the weights; ``fixed<6>`` learns the binary point.
+        bias_format: Width of the bias.
+        input: Format of the input, quantised by this layer; None where `link` names the producer.
+        output: Format of the result, or None for the exact accumulator.
+        relu: Whether a ReLU precedes the output quantiser.
+        per_channel: Whether a learned weight binary point is one per output.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        weights: str | Fixed = "fixed<8>",
+        bias_format: str | Fixed = "fixed<32>",
+        input: str | Fixed | None = "fixed<8>",
+        output: str | Fixed | FixedQuantizer | None = None,
+        relu: bool = False,
+        per_channel: bool = True,
+    ):
+        super().__init__(
+            (out_features, in_features), out_features, bias, weights, bias_format, input, output, relu, per_channel
+        )
+        self.in_features, self.out_features = in_features, out_features
+
+    def apply_weight(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """``x @ weight.T + bias``."""
+        return F.linear(x, weight, bias)
+
+    def node(self, x: Tensor) -> tuple[str, list[Any], dict[str, Any]]:
+        """``Linear``."""
+        return "Linear", [*x.shape[:-1], self.out_features], {}
+
+    def extra_repr(self) -> str:
+        """Sizes, for printing."""
+        return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+
+
+class _Convolution(WeightedLayer):
+    """Base of the 1-D and 2-D convolutions."""
+
+    rank = 2
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | Sequence[int],
+        stride: int | Sequence[int] = 1,
+        padding: int | str | Sequence[int] = 0,
+        dilation: int | Sequence[int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        *,
+        weights: str | Fixed = "fixed<8>",
+        bias_format: str | Fixed = "fixed<32>",
+        input: str | Fixed | None = "fixed<8>",
+        output: str | Fixed | FixedQuantizer | None = None,
+        relu: bool = False,
+        per_channel: bool = True,
+    ):
+        kernel = pair(kernel_size, self.rank)
+        if in_channels % groups or out_channels % groups:
+            raise FormatError(f"{groups} groups do not divide {in_channels} inputs and {out_channels} outputs")
+        shape = (out_channels, in_channels // groups, *kernel)
+        super().__init__(shape, out_channels, bias, weights, bias_format, input, output, relu, per_channel)
+        self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
+        self.kernel_size = kernel
+        self.stride, self.dilation = pair(stride, self.rank), pair(dilation, self.rank)
+        self.begins, self.ends = self._paddings(padding)
+
+    def _paddings(self, padding: int | str | Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        if padding == "valid":
+            padding = 0
+        if padding == "same":
+            if any(s != 1 for s in self.stride):
+                raise FormatError("padding='same' is defined for stride 1 only, expected numbers")
+            total = [d * (k - 1) for d, k in zip(self.dilation, self.kernel_size, strict=True)]
+            return tuple(t // 2 for t in total), tuple(t - t // 2 for t in total)
+        if isinstance(padding, str):
+            raise FormatError(f"padding is {padding!r}, expected numbers, 'same' or 'valid'")
+        both = pair(padding, self.rank)
+        return both, both
+
+    def apply_weight(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The convolution; unequal padding is written out as zeros first."""
+        padding = self.begins
+        if self.begins != self.ends:
+            widths = [w for b, e in zip(reversed(self.begins), reversed(self.ends), strict=True) for w in (b, e)]
+            x, padding = F.pad(x, widths), (0,) * self.rank
+        convolve = F.conv1d if self.rank == 1 else F.conv2d
+        return convolve(x, weight, bias, self.stride, padding, self.dilation, self.groups)
+
+    def node(self, x: Tensor) -> tuple[str, list[Any], dict[str, Any]]:
+        """``Conv``."""
+        sizes = [
+            (n + b + e - d * (k - 1) - 1) // s + 1
+            for n, b, e, d, k, s in zip(
+                x.shape[2:], self.begins, self.ends, self.dilation, self.kernel_size, self.stride, strict=True
+            )
+        ]
+        attrs = {
+            "strides": list(self.stride),
+            "pads": [*self.begins, *self.ends],
+            "dilations": list(self.dilation),
+            "groups": self.groups,
+        }
+        return "Conv", [x.shape[0], self.out_channels, *sizes], attrs
+
+    def extra_repr(self) -> str:
+        """Sizes, for printing."""
+        return f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"
+
+
+class QuantConv1d(_Convolution):
+    """`torch.nn.Conv1d` with quantised weights, ``[N, C, L]`` to ``[N, O, L']``; arguments as `QuantConv2d`."""
+
+    rank = 1
+
+
+class QuantConv2d(_Convolution):
+    """`torch.nn.Conv2d` with quantised weights, ``[N, C, H, W]`` to ``[N, O, H', W']``.
+
+    The first eight arguments are those of `torch.nn.Conv2d` (zero padding), the rest those of `QuantLinear`.
+    """
+
+    rank = 2
+
+
+class QuantConvTranspose2d(WeightedLayer):
+    """`torch.nn.ConvTranspose2d` with quantised weights, weight ``[I, O / groups, kH, kW]``.
+
+    The first nine arguments are those of the torch layer, the rest those of `QuantLinear`. With groups, learned
+    weights share one binary point.
+    """
+
+    out_axis = 1
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | Sequence[int],
+        stride: int | Sequence[int] = 1,
+        padding: int | Sequence[int] = 0,
+        output_padding: int | Sequence[int] = 0,
+        groups: int = 1,
+        bias: bool = True,
+        dilation: int | Sequence[int] = 1,
+        *,
+        weights: str | Fixed = "fixed<8>",
+        bias_format: str | Fixed = "fixed<32>",
+        input: str | Fixed | None = "fixed<8>",
+        output: str | Fixed | FixedQuantizer | None = None,
+        relu: bool = False,
+        per_channel: bool = True,
+    ):
+        shape = (in_channels, out_channels // groups, *pair(kernel_size, 2))
+        super().__init__(
+            shape, out_channels, bias, weights, bias_format, input, output, relu, per_channel and groups == 1
+        )
+        self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
+        self.kernel_size, self.stride, self.dilation = pair(kernel_size, 2), pair(stride, 2), pair(dilation, 2)
+        self.padding, self.output_padding = pair(padding, 2), pair(output_padding, 2)
+
+    def fold(self, norm: BatchNorm) -> None:
+        """Folds a batch norm; refused with groups, where weight channels are shared by groups."""
+        if self.groups != 1:
+            raise LoweringError(
+                f"layer {self.path!r}: batch norm after a grouped transposed convolution cannot be folded"
+            )
+        super().fold(norm)
+
+    @torch.no_grad()
+    def bound(self, weight: Tensor, bias: Tensor | None) -> int:
+        """As for the other layers; every kernel tap is counted, though a stride uses fewer."""
+        offset = 0
+        if bias is not None:
+            offset = int(torch.ldexp(bias, self.accumulator_exponents()).abs().amax().item())
+        codes = self.weight_quantizer.codes(weight).abs()
+        codes = codes.view(self.groups, -1, *codes.shape[1:])
+        return int(codes.sum((1, 3, 4)).amax().item()) * self.known_source().grid.magnitude + offset
+
+    def apply_weight(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The transposed convolution."""
+        return F.conv_transpose2d(
+            x, weight, bias, self.stride, self.padding, self.output_padding, self.groups, self.dilation
+        )
+
+    def node(self, x: Tensor) -> tuple[str, list[Any], dict[str, Any]]:
+        """``ConvTranspose``."""
+        sizes = [
+            (n - 1) * s - 2 * p + d * (k - 1) + o + 1
+            for n, s, p, d, k, o in zip(
+                x.shape[2:],
+                self.stride,
+                self.padding,
+                self.dilation,
+                self.kernel_size,
+                self.output_padding,
+                strict=True,
+            )
+        ]
+        attrs = {
+            "strides": list(self.stride),
+            "pads": [*self.padding, *self.padding],
+            "dilations": list(self.dilation),
+            "groups": self.groups,
+            "output_padding": list(self.output_padding),
+        }
+        return "ConvTranspose", [x.shape[0], self.out_channels, *sizes], attrs

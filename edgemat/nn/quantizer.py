@@ -1,0 +1,279 @@
+"""`FixedQuantizer`: rounds a tensor to a fixed-point format whose binary point may be learned."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from edgemat.errors import FormatError
+from edgemat.formats import Fixed
+from edgemat.nn.emission import emit, exporting
+from edgemat.nn.rounding import (
+    EXPONENT_LIMIT,
+    Grid,
+    QuantizeChannels,
+    QuantizeTensor,
+    ReplaceForward,
+    open_interval,
+    range_frac,
+)
+
+
+class Observer(Protocol):
+    """What calibration puts into a quantiser: it sees the real values and lets them pass."""
+
+    def update(self, x: Tensor) -> None:
+        """Takes note of one batch of values."""
+
+
+class FixedQuantizer(nn.Module):
+    """Rounds to a fixed-point format, ``v = overflow(round(x * 2**f)) / 2**f``, with straight-through gradients.
+
+    A learned binary point is the float parameter `frac` (``f``, one entry or one per channel), rounded half to even.
+    WRAP formats do not learn by gradient: their integer bits follow the range seen in training, so that training never
+    wraps. `eval()` and `train()` give the same bits for the same `frac`.
+
+    Attributes:
+        frac: Fractional bits, float32, shape ``[]`` or ``[channels]``; a parameter where learned, else a buffer.
+        calibrated: Whether the binary point is set: by the format, calibration, a checkpoint or the first batch.
+        path: Name of this quantiser in its network, for messages.
+
+    Args:
+        format: A format or its text; without ``int_bits`` the binary point is learned.
+        channels: Number of channels with a binary point each, or None for one.
+        axis: The channel axis.
+        relu: Whether negative values become 0 first (the fused ReLU; gradient 0 at 0).
+        role: ``"input"`` for real values from outside, ``"requantize"`` for values on a grid already,
+            ``"weights"`` for parameters.
+    """
+
+    def __init__(
+        self,
+        format: str | Fixed = "fixed<8>",
+        channels: int | None = None,
+        axis: int = 1,
+        relu: bool = False,
+        role: str = "input",
+    ):
+        super().__init__()
+        fmt = Fixed.parse(format) if isinstance(format, str) else format
+        if fmt.width > 32:
+            raise FormatError(f"a quantiser of {fmt} was asked for, expected at most 32 bits in a torch layer")
+        if isinstance(fmt.int_bits, tuple):
+            channels = channels or len(fmt.int_bits)
+            if len(fmt.int_bits) != channels:
+                raise FormatError(f"{fmt} has {len(fmt.int_bits)} binary points, expected {channels}, one per channel")
+        self.grid = Grid.of(fmt)
+        self.relu = relu
+        self.role = role
+        self.axis = axis
+        self.path = ""
+        self.per_channel = channels is not None
+        self.stated = fmt.int_bits is not None
+        shape = (channels,) if channels is not None else ()
+        start = torch.zeros(shape)
+        if fmt.int_bits is not None:
+            start = start + torch.tensor(fmt.frac_bits, dtype=torch.float32)
+        if self.stated or fmt.overflow == "WRAP":
+            self.register_buffer("frac", start)
+        else:
+            self.frac = nn.Parameter(start)
+        self.tracks = fmt.overflow == "WRAP" and not self.stated
+        if self.tracks and role != "weights":
+            self.register_buffer("seen", torch.zeros(2, *shape))
+        self.register_buffer("calibrated", torch.tensor(self.stated))
+        self._ready = self.stated
+        self._observer: Observer | None = None
+        self._frozen: str | None = None
+
+    # -- formats --------------------------------------------------------------------------------------------------
+    @property
+    def width(self) -> int:
+        """Bits of a code."""
+        return self.grid.width
+
+    @property
+    def signed(self) -> bool:
+        """Whether codes are two's complement."""
+        return self.grid.signed
+
+    @property
+    def ready(self) -> bool:
+        """Whether the binary point is set."""
+        return self._ready
+
+    @property
+    def format(self) -> Fixed:
+        """The format as deployed, with its present binary point(s).
+
+        Raises:
+            FormatError: if the quantiser is not calibrated.
+        """
+        self._check_ready()
+        blank = Fixed(self.grid.width, None, self.grid.signed, self.grid.rounding, self.grid.overflow)
+        return blank.with_frac(self.exponents().tolist() if self.per_channel else self.exponent())
+
+    def exponent(self) -> int:
+        """The rounded fractional bits of a per-tensor format."""
+        value = self.frac.item()
+        if not -EXPONENT_LIMIT <= value <= EXPONENT_LIMIT:
+            raise FormatError(
+                f"quantiser {self.path or self.role!r} learned {value} fractional bits, expected within "
+                f"+-{EXPONENT_LIMIT}; lower the learning rate of the binary points"
+            )
+        return round(value)
+
+    def exponents(self) -> Tensor:
+        """The rounded fractional bits as an int32 tensor, shape ``[]`` or ``[channels]``."""
+        return self.frac.detach().float().round().to(torch.int32)
+
+    def set_frac(self, frac: float | Tensor) -> None:
+        """Sets the binary point(s) and marks the quantiser calibrated."""
+        with torch.no_grad():
+            self.frac.copy_(torch.as_tensor(frac, dtype=self.frac.dtype, device=self.frac.device))
+            self.calibrated.fill_(True)
+        self._ready = True
+
+    def fit(self, x: Tensor) -> None:
+        """Sets the binary point(s) to the finest that hold the range of `x`."""
+        x = x.detach()
+        if self.relu:
+            x = x.clamp_min(0.0)
+        if not self.per_channel:
+            low, high = (v.item() for v in torch.aminmax(x)) if x.numel() else (0.0, 0.0)
+            self.set_frac(range_frac(low, high, self.grid))
+            return
+        rows = x.movedim(self.axis, 0).flatten(1)
+        lows, highs = rows.amin(1).tolist(), rows.amax(1).tolist()
+        self.set_frac(torch.tensor([range_frac(a, b, self.grid) for a, b in zip(lows, highs, strict=True)]))
+
+    # -- computation ----------------------------------------------------------------------------------------------
+    def forward(self, x: Tensor) -> Tensor:
+        """Quantises `x` (any shape); float32, or float64 for formats of more than 24 bits."""
+        if exporting():
+            return self._emit(x)
+        if (x.dtype != torch.float32 and x.dtype != torch.float64) or (
+            self.role == "input" and x.dtype == torch.float64
+        ):
+            x = x.float()
+        if self._observer is not None:
+            x = x.relu() if self.relu else x
+            self._observer.update(x)
+            return x
+        if not self._ready or self.tracks:
+            self._settle(x)
+        if self.per_channel:
+            # A grid's values must not change between the calls of one step: frac is read once, here.
+            return QuantizeChannels.apply(x, self.frac, self.grid, self.exponents(), self.axis, self.relu)
+        return QuantizeTensor.apply(x, self.frac, self.grid, self.exponent(), self.relu)
+
+    def adopt(self, real: Tensor, exact: Tensor) -> Tensor:
+        """`exact` (this quantiser's values, looked up in a table) with the gradients of quantising `real`."""
+        return ReplaceForward.apply(real, exact, self.frac, self.grid, self.exponent())
+
+    def codes(self, y: Tensor) -> Tensor:
+        """int64 codes of values this quantiser made."""
+        exponents = self.exponents()
+        if self.per_channel:
+            shape = [1] * y.dim()
+            shape[self.axis] = -1
+            exponents = exponents.view(shape)
+        return torch.ldexp(y.detach().double(), exponents).to(torch.int64)
+
+    def in_range(self, x: Tensor) -> Tensor:
+        """Where `x` rounds into the rails without overflow (per-tensor formats)."""
+        low, high = open_interval(self.grid, self.exponent(), self.relu, x.dtype == torch.float64)
+        return (x > low) & (x < high)
+
+    def _settle(self, x: Tensor) -> None:
+        """Sets a binary point that is missing (training only) or tracked (WRAP)."""
+        if self.role == "weights" and self.tracks:
+            self.fit(x)
+            return
+        if not self.training:
+            self._check_ready()
+            return
+        if self.role == "weights":
+            self.fit(x)
+            return
+        if not self.tracks:
+            self.fit(x)
+            return
+        values = x.detach().clamp_min(0.0) if self.relu else x.detach()
+        if self.per_channel:
+            rows = values.movedim(self.axis, 0).flatten(1)
+            bounds = torch.stack([rows.amin(1), rows.amax(1)])
+        else:
+            bounds = torch.stack(list(torch.aminmax(values)))
+        self.seen[0] = torch.minimum(self.seen[0], bounds[0])
+        self.seen[1] = torch.maximum(self.seen[1], bounds[1])
+        self.fit(self.seen.movedim(1, self.axis) if self.per_channel else self.seen)
+
+    def _check_ready(self) -> None:
+        if not self._ready:
+            raise FormatError(
+                f"quantiser {self.path or self.role!r} has no binary point yet, expected a calibrated one; call "
+                "edgemat.calibrate(q, batches) first, load a calibrated state_dict, or run a training step"
+            )
+
+    # -- export and state -----------------------------------------------------------------------------------------
+    def freeze(self) -> None:
+        """Fixes the format as text for export."""
+        self._frozen = str(self.format)
+
+    def _emit(self, x: Tensor) -> Tensor:
+        if self._frozen is None:
+            raise FormatError(
+                f"quantiser {self.path or self.role!r} is exported without preparation, expected a frozen copy; use "
+                "edgemat.to_onnx, or edgemat.nn.prepare_export before torch.onnx.export"
+            )
+        if self.relu:
+            x = torch.relu(x)
+        op = "Quantize" if self.role == "input" else "Requantize"
+        return emit(op, (x,), x.shape, y_format=self._frozen)
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        metadata: Any,
+        strict: bool,
+        missing: Any,
+        unexpected: Any,
+        errors: Any,
+    ) -> None:
+        # A float checkpoint knows nothing of quantisers: it loads, and leaves them as they are.
+        own = [prefix + name for name in ("frac", "calibrated", "seen")]
+        if not any(key in state_dict for key in own):
+            return
+        super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, unexpected, errors)
+        self._ready = bool(self.calibrated.item())
+
+    def extra_repr(self) -> str:
+        """The format, for printing."""
+        fmt = Fixed(self.grid.width, None, self.grid.signed, self.grid.rounding, self.grid.overflow)
+        learned = "" if self.stated else ", learned"
+        points = "" if not self._ready else f", frac_bits={self.exponents().tolist()}"
+        return f"{fmt}{points}{learned}{', relu' if self.relu else ''}"
+
+
+def quantizer_of(format: str | Fixed | FixedQuantizer | None, **options: Any) -> FixedQuantizer | None:
+    """A quantiser for a format, a text, an existing quantiser or nothing."""
+    if format is None or isinstance(format, FixedQuantizer):
+        return format
+    return FixedQuantizer(format, **options)
+
+
+def unsigned(fmt: str | Fixed) -> Fixed:
+    """The unsigned format of the same width."""
+    fmt = Fixed.parse(fmt) if isinstance(fmt, str) else fmt
+    return replace(fmt, signed=False) if fmt.signed else fmt
+
+
+def lsb(exponent: int) -> float:
+    """``2**-exponent``."""
+    return math.ldexp(1.0, -exponent)
