@@ -202,6 +202,11 @@ class Project:
         return ", ".join(names)
 
     @property
+    def emulated_arguments(self) -> str:
+        """The same with the arrays the emulator fills and reads."""
+        return ", ".join(f"em_io_{port.argument}" for port in self.ports)
+
+    @property
     def parameters(self) -> str:
         """Parameters of the run function after the model."""
         parts = [f"const {port.type_name} *{port.argument}" for port in self.inputs]
@@ -230,6 +235,11 @@ class Project:
     def harness(self, *, trace: bool = False) -> str:
         """The host runner's main file."""
         return _render("harness.c", {"model": self, "version": edgemat.__version__, "trace": trace})
+
+    def emulated(self, *, trace: bool = False) -> str:
+        """The emulator's main file."""
+        traced = sum(map(tensor_bytes, self.traced))
+        return _render("emulated.c", {"model": self, "trace": trace, "trace_bytes": traced})
 
     def sample(self) -> tuple[ArrayText, ...]:
         """One sample of input codes and the reference's output codes."""
