@@ -136,9 +136,7 @@ class Body:
             return floor
         zero = self.number(0, a)
         if rounding == "TRN_ZERO":
-            carry = self.op(
-                "And", self.op("Less", floor.value, zero.value), self.op("Greater", rest.value, zero.value)
-            )
+            carry = self.op("And", self.op("Less", floor.value, zero.value), self.op("Greater", rest.value, zero.value))
             return self.binary("Add", floor, self._as(carry, a))
         left = self.binary("Sub", whole, rest)
         above = self.op("Greater", rest.value, left.value)
@@ -191,8 +189,6 @@ class Body:
             graph=graph,
             attributes=[ir.Attr(key, ir.AttributeType.UNDEFINED, None) for key in attributes],
         )
-        digest = hashlib.sha256(
-            ir.serde.serialize_function(made).SerializeToString(deterministic=True)
-        ).hexdigest()
+        digest = hashlib.sha256(ir.serde.serialize_function(made).SerializeToString(deterministic=True)).hexdigest()
         made.overload = digest[:16]
         return made

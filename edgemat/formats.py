@@ -67,9 +67,7 @@ class Fixed:
         limit = 64 if self.signed else 63
         if isinstance(self.width, bool) or not isinstance(self.width, int) or not 1 <= self.width <= limit:
             kind = "signed" if self.signed else "unsigned"
-            raise FormatError(
-                f"width is {self.width!r}, expected an integer from 1 to {limit} for {kind} formats"
-            )
+            raise FormatError(f"width is {self.width!r}, expected an integer from 1 to {limit} for {kind} formats")
         if isinstance(self.int_bits, list):
             object.__setattr__(self, "int_bits", tuple(self.int_bits))
         points = self.int_bits if isinstance(self.int_bits, tuple) else (self.int_bits,)
@@ -92,9 +90,7 @@ class Fixed:
         Raises:
             FormatError: if the text is not a format.
         """
-        match = (
-            _TEXT.match(re.sub(r"\s+", "", text)) if isinstance(text, str) and len(text) < 1_000_000 else None
-        )
+        match = _TEXT.match(re.sub(r"\s+", "", text)) if isinstance(text, str) and len(text) < 1_000_000 else None
         if match is None:
             raise FormatError(
                 f"format {str(text)[:80]!r} cannot be read, expected for example 'fixed<8,3>', 'ufixed<6>' or "
@@ -102,11 +98,7 @@ class Fixed:
             )
         point: IntBits = None
         if match["i"]:
-            point = (
-                tuple(int(p) for p in match["i"][1:-1].split(","))
-                if match["i"][0] == "["
-                else int(match["i"])
-            )
+            point = tuple(int(p) for p in match["i"][1:-1].split(",")) if match["i"][0] == "[" else int(match["i"])
         return cls(int(match["w"]), point, not match["u"], match["q"] or "RND", match["o"] or "SAT")
 
     def __str__(self) -> str:
@@ -130,9 +122,7 @@ class Fixed:
             FormatError: if the binary point is still to be learned.
         """
         if self.int_bits is None:
-            raise FormatError(
-                f"{self} has a learned binary point, expected a stated one; calibrate the model first"
-            )
+            raise FormatError(f"{self} has a learned binary point, expected a stated one; calibrate the model first")
         if isinstance(self.int_bits, tuple):
             return tuple(self.width - bits for bits in self.int_bits)
         return self.width - self.int_bits
@@ -190,9 +180,7 @@ def accumulator(lo: int, hi: int, fracs: Sequence[int]) -> Fixed:
     signed = lo < 0
     width = max(1, hi.bit_length(), (-lo - 1).bit_length() if signed else 0) + signed
     if width > (64 if signed else 63):
-        raise FormatError(
-            f"an accumulator of {width} bits is needed for codes {lo} to {hi}, at most 64 are supported"
-        )
+        raise FormatError(f"an accumulator of {width} bits is needed for codes {lo} to {hi}, at most 64 are supported")
     frac = uniform(tuple(int(f) for f in fracs))
     return Fixed(width, 0, signed).with_frac(frac[0] if len(frac) == 1 else frac)
 
@@ -270,11 +258,7 @@ def wrap(codes: np.ndarray, fmt: Fixed) -> np.ndarray:
     if fmt.overflow == "WRAP":
         if fmt.width < 64 or codes.dtype == object:
             mask = (1 << fmt.width) - 1
-            codes = (
-                ((codes - fmt.min_code) & mask) + fmt.min_code
-                if codes.dtype == object
-                else _wrap64(codes, fmt)
-            )
+            codes = ((codes - fmt.min_code) & mask) + fmt.min_code if codes.dtype == object else _wrap64(codes, fmt)
     elif fmt.overflow == "SAT_ZERO":
         codes = np.where((codes < low) | (codes > high), np.zeros((), codes.dtype), codes)
     else:
@@ -335,13 +319,9 @@ def quantize(values: np.ndarray, fmt: Fixed, axis: int = 1) -> np.ndarray:
     if values.dtype != np.float64:
         values = values.astype(np.float32).astype(np.float64)
     if np.isnan(values).any():
-        raise FormatError(
-            f"a value to quantise to {fmt} is NaN, expected numbers; clean the data or the weights"
-        )
+        raise FormatError(f"a value to quantise to {fmt} is NaN, expected numbers; clean the data or the weights")
     if fmt.overflow == "WRAP" and np.isinf(values).any():
-        raise FormatError(
-            f"a value to quantise to {fmt} is infinite, which has no meaning under WRAP; use SAT"
-        )
+        raise FormatError(f"a value to quantise to {fmt} is infinite, which has no meaning under WRAP; use SAT")
     scaled = np.ldexp(values, channel_array(fmt.fracs, values.ndim, axis))
     rounded = round_float(scaled, fmt.rounding)
     low, high = fmt.rails

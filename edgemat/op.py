@@ -219,9 +219,7 @@ class Call:
             for dim in result.shape:
                 elements *= 1 if dim is None else dim
             if not 0 < elements < MAX_ELEMENTS:
-                raise self.refuse(
-                    f"an output has shape {result.shape}", "every axis needs at least one element"
-                )
+                raise self.refuse(f"an output has shape {result.shape}", "every axis needs at least one element")
         return results
 
     @cached_property
@@ -239,9 +237,7 @@ class Call:
         wanted = target.fracs
         count = max(len(source), len(wanted))
         if count > 1 and count != channels(self.exact[0].shape):
-            raise self.refuse(
-                f"{count} binary points", f"expected 1 or {channels(self.exact[0].shape)} (axis 1)"
-            )
+            raise self.refuse(f"{count} binary points", f"expected 1 or {channels(self.exact[0].shape)} (axis 1)")
         shift = tuple(source[i % len(source)] - wanted[i % len(wanted)] for i in range(count))
         return Epilogue(formats.uniform(shift), target)
 

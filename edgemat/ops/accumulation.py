@@ -53,9 +53,7 @@ def emit_bias(body: Body, acc: Coded, bias: Coded | None, ndim: int) -> Coded:
         return acc
     value = body.cast(bias, acc.dtype)
     if ndim > 2:
-        value = Coded(
-            body.op("Reshape", value.value, body.const([1, -1] + [1] * (ndim - 2), np.int64)), value.dtype
-        )
+        value = Coded(body.op("Reshape", value.value, body.const([1, -1] + [1] * (ndim - 2), np.int64)), value.dtype)
     return body.binary("Add", acc, value)
 
 
@@ -102,9 +100,7 @@ def emit_limb_products(
     weights = split_limbs(body, w, *w_range, w_step)
     for i, digit in enumerate(split_limbs(body, x, *x_range, x_step)):
         for j, weight in enumerate(weights):
-            part = body.cast(
-                Coded(body.op(product, digit.value, weight.value, **attrs), np.dtype(np.float32)), carrier
-            )
+            part = body.cast(Coded(body.op(product, digit.value, weight.value, **attrs), np.dtype(np.float32)), carrier)
             part = body.scale(part, (1 << (i * x_step + j * w_step)))
             total = part if total is None else body.binary("Add", total, part)
     assert total is not None

@@ -26,9 +26,7 @@ class Affine(Op):
         a, b = call.constant(1), call.constant(2)
         assert a is not None and b is not None
         if len(call.x[0].shape) < 2 or a.shape != (call.x[0].shape[1],) or b.shape != a.shape:
-            raise call.refuse(
-                f"scales {a.shape} and offsets {b.shape} for input {call.x[0].shape}", "one per channel"
-            )
+            raise call.refuse(f"scales {a.shape} and offsets {b.shape} for input {call.x[0].shape}", "one per channel")
         return a, b
 
     def bounds(self, call: Call) -> Bounds:

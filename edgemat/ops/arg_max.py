@@ -70,7 +70,5 @@ class ArgMax(Op):
             for last in (0, 1):
                 for fmt in ("fixed<4,3>", "fixed<20,3>", "fixed<40,3>"):
                     attrs = {"axis": axis, "last": last, "keepdims": last}
-                    made.append(
-                        Call(self, f"{shape}_{axis}_{last}_{fmt}", [tensor(fmt, (None, *shape))], attrs)
-                    )
+                    made.append(Call(self, f"{shape}_{axis}_{last}_{fmt}", [tensor(fmt, (None, *shape))], attrs))
         return made

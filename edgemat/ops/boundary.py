@@ -131,9 +131,7 @@ class Requantize(Op):
         wide = tensor("fixed<40,20>", (None, 5))
         made.append(Call(self, "wide", [wide], {"requantize": "fixed<16,8,RND_CONV,SAT>"}))
         shape = (None, 3, 2, 2)
-        made.append(
-            Call(self, "channels", [tensor("fixed<10,[4,5,6]>", shape)], {"requantize": "fixed<8,4>"})
-        )
+        made.append(Call(self, "channels", [tensor("fixed<10,[4,5,6]>", shape)], {"requantize": "fixed<8,4>"}))
         return made
 
 

@@ -21,9 +21,7 @@ class Clip(Op):
     def infer(self, call: Call) -> tuple[Result, ...]:
         x, low, high, align = call.x[0], call.attrs["low"], call.attrs["high"], call.attrs["align"]
         if low > high or not 0 <= align <= 32:
-            raise call.refuse(
-                f"limits {low} to {high} with align {align}", "expected low <= high, 0 <= align <= 32"
-            )
+            raise call.refuse(f"limits {low} to {high} with align {align}", "expected low <= high, 0 <= align <= 32")
         lo = min(max(x.lo << align, low), high)
         hi = max(min(x.hi << align, high), low)
         return (Result(x.shape, accumulator(lo, hi, (x.format.fracs[0] + align,)), lo, hi),)
@@ -50,7 +48,5 @@ class Clip(Op):
         for low, high, align in ((0, 96, 0), (-16, 16, 0), (0, 0, 0), (0, 3, 2), (-500, 500, 0)):
             for requantize in ("", "ufixed<6,3>"):
                 attrs = {"low": low, "high": high, "align": align, "requantize": requantize}
-                made.append(
-                    Call(self, f"{low}_{high}_{align}_{requantize}", [tensor("fixed<8,4>", (None, 9))], attrs)
-                )
+                made.append(Call(self, f"{low}_{high}_{align}_{requantize}", [tensor("fixed<8,4>", (None, 9))], attrs))
         return made

@@ -103,9 +103,7 @@ class Conv(Op):
         rank = w.ndim - 2
         groups = call.attrs["groups"]
         if rank not in (1, 2) or len(x.shape) != rank + 2:
-            raise call.refuse(
-                f"input of shape {x.shape} with weights {w.shape}", "expected 1-D or 2-D convolution"
-            )
+            raise call.refuse(f"input of shape {x.shape} with weights {w.shape}", "expected 1-D or 2-D convolution")
         check_geometry(call, rank)
         if groups < 1 or w.shape[1] * groups != x.shape[1] or w.shape[0] % groups:
             raise call.refuse(
@@ -124,9 +122,7 @@ class Conv(Op):
             for i in range(rank)
         )
         if min(spatial) < 1:
-            raise call.refuse(
-                f"the kernel {w.shape[2:]} is larger than the padded input {x.shape}", "pad the input"
-            )
+            raise call.refuse(f"the kernel {w.shape[2:]} is larger than the padded input {x.shape}", "pad the input")
         lo, hi = call.bounds.final
         return (Result((x.shape[0], w.shape[0], *spatial), accumulator(lo, hi, self._fracs(call)), lo, hi),)
 
@@ -134,9 +130,7 @@ class Conv(Op):
         w, b = self._weights(call)
         rank = w.ndim - 2
         groups = call.attrs["groups"]
-        view = windows(
-            x[0], w.shape[2:], call.attrs["strides"], call.attrs["dilations"], call.attrs["pads"], 0
-        )
+        view = windows(x[0], w.shape[2:], call.attrs["strides"], call.attrs["dilations"], call.attrs["pads"], 0)
         n, _, *rest = view.shape
         spatial = rest[:rank]
         columns = np.moveaxis(view, 1, 1 + rank).reshape(n, *spatial, groups, -1)

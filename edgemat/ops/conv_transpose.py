@@ -55,9 +55,7 @@ class ConvTranspose(Op):
             raise call.refuse(f"input {x.shape}, weights {w.shape}, {groups} groups", "expected 1-D or 2-D")
         check_geometry(call, rank)
         if w.shape[0] != x.shape[1] or len(call.attrs["output_padding"]) != rank:
-            raise call.refuse(
-                f"input {x.shape} with weights {w.shape}", "channels and output_padding must agree"
-            )
+            raise call.refuse(f"input {x.shape} with weights {w.shape}", "channels and output_padding must agree")
         pads, spatial = call.attrs["pads"], []
         for i in range(rank):
             reach = call.attrs["dilations"][i] * (w.shape[2 + i] - 1) + 1
@@ -130,9 +128,7 @@ class ConvTranspose(Op):
     def cost(self, call: Call) -> Cost:
         w, b = self._weights(call)
         work = w.size * int(np.prod(call.x[0].sample_shape[1:]))
-        return Cost(
-            work, work, w.size * call.format_attr("w_format").width + (0 if b is None else 32 * b.size)
-        )
+        return Cost(work, work, w.size * call.format_attr("w_format").width + (0 if b is None else 32 * b.size))
 
     def cases(self) -> list[Call]:
         made = []

@@ -34,18 +34,14 @@ def check_weights(call: Call, biased: bool) -> None:
     fmt = call.format_attr("w_format")
     lo, hi = int(codes.min()), int(codes.max())
     if not (fmt.min_code <= lo and hi <= fmt.max_code):
-        raise call.refuse(
-            f"weight codes {lo} to {hi} do not fit {fmt}", "retrain or widen the weights' format"
-        )
+        raise call.refuse(f"weight codes {lo} to {hi} do not fit {fmt}", "retrain or widen the weights' format")
     if not biased:
         return
     bias = call.constant(2)
     if bias is None:
         raise call.refuse("its bias is not an initializer", "only constant biases can be deployed")
     if int(np.abs(bias).max()) >= 1 << 31:
-        raise call.refuse(
-            "a bias code needs more than 32 bits", "narrow the input's or the weights' fraction"
-        )
+        raise call.refuse("a bias code needs more than 32 bits", "narrow the input's or the weights' fraction")
 
 
 class Linear(Op):

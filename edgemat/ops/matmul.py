@@ -26,9 +26,7 @@ class MatMul(Op):
         if not (a.batched and b.batched) or len(a.shape) != len(b.shape) or len(a.shape) not in (3, 4):
             raise call.refuse(f"operands of shapes {a.shape} and {b.shape}", "expected two batched matrices")
         if a.shape[:-2] != b.shape[:-2] or a.shape[-1] != b.shape[-2]:
-            raise call.refuse(
-                f"operands of shapes {a.shape} and {b.shape}", "inner and leading axes must agree"
-            )
+            raise call.refuse(f"operands of shapes {a.shape} and {b.shape}", "inner and leading axes must agree")
         lo, hi = self._interval(call, widened=False)
         frac = a.format.fracs[0] + b.format.fracs[0]
         return (Result((*a.shape[:-1], b.shape[-1]), accumulator(lo, hi, (frac,)), lo, hi),)

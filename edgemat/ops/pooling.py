@@ -20,9 +20,7 @@ from edgemat.ops.cases import tensor
 from edgemat.ops.conv import check_geometry, output_extent, window_params
 
 
-def pooled_extent(
-    size: int, kernel: int, stride: int, dilation: int, begin: int, end: int, ceil_mode: int
-) -> int:
+def pooled_extent(size: int, kernel: int, stride: int, dilation: int, begin: int, end: int, ceil_mode: int) -> int:
     """Output length; in ceil mode the last window must still start inside the input or its left padding."""
     out = output_extent(size, kernel, stride, dilation, begin + end)
     if ceil_mode:
@@ -58,19 +56,13 @@ class Pool(Op):
         spatial = []
         for i in range(rank):
             if max(pads[i], pads[rank + i]) >= kernel[i] * dilations[i] + 1 - dilations[i]:
-                raise call.refuse(
-                    f"pads {pads} for kernel {kernel}", "padding must be smaller than the kernel"
-                )
+                raise call.refuse(f"pads {pads} for kernel {kernel}", "padding must be smaller than the kernel")
             size, stride = int(x.shape[2 + i] or 0), call.attrs["strides"][i]
             spatial.append(
-                pooled_extent(
-                    size, kernel[i], stride, dilations[i], pads[i], pads[rank + i], call.attrs["ceil_mode"]
-                )
+                pooled_extent(size, kernel[i], stride, dilations[i], pads[i], pads[rank + i], call.attrs["ceil_mode"])
             )
         if min(spatial) < 1:
-            raise call.refuse(
-                f"the kernel {kernel} is larger than the padded input {x.shape}", "pad the input"
-            )
+            raise call.refuse(f"the kernel {kernel} is larger than the padded input {x.shape}", "pad the input")
         return (x.shape[0], x.shape[1], *spatial)
 
     def full_pads(self, call: Call) -> tuple[int, ...]:
@@ -104,18 +96,14 @@ class MaxPool(Pool):
     def compute(self, call: Call, *x: np.ndarray) -> np.ndarray:
         kernel = call.attrs["kernel_shape"]
         lowest = int(np.iinfo(np.int64).min)
-        view = windows(
-            x[0], kernel, call.attrs["strides"], self.dilations(call), self.full_pads(call), lowest
-        )
+        view = windows(x[0], kernel, call.attrs["strides"], self.dilations(call), self.full_pads(call), lowest)
         return view.max(axis=tuple(range(-len(kernel), 0)))
 
     def emit(self, body: Body, call: Call, *x: Coded) -> Coded:
         carrier = x[0].dtype
         if carrier.itemsize != 1:
             if call.x[0].magnitude >= 1 << 53:
-                raise call.refuse(
-                    "codes of more than 53 bits", "max pooling needs narrower inputs; requantise first"
-                )
+                raise call.refuse("codes of more than 53 bits", "max pooling needs narrower inputs; requantise first")
             carrier = np.dtype(np.float32 if call.x[0].magnitude < 1 << 24 else np.float64)
         out = body.op(
             "MaxPool",
@@ -163,9 +151,7 @@ class AveragePool(Pool):
 
     def infer(self, call: Call) -> tuple[Result, ...]:
         if not call.attrs.get("requantize"):
-            raise call.refuse(
-                "no target format", "an average is a rational number: give the attribute 'requantize'"
-            )
+            raise call.refuse("no target format", "an average is a rational number: give the attribute 'requantize'")
         x = call.x[0]
         area = math.prod(call.attrs["kernel_shape"])
         lo, hi = min(x.lo * area, x.lo, 0), max(x.hi * area, x.hi, 0)
@@ -206,9 +192,7 @@ class AveragePool(Pool):
         (shift,) = call.epilogue.shift
         total = formats.round_shift(self.compute(call, *x), min(shift, 0), "TRN")
         divisor = self.counts(call).astype(object if total.dtype == object or shift > 40 else np.int64)
-        rounded = formats.round_div(
-            total.astype(divisor.dtype), divisor << max(shift, 0), call.epilogue.rounding
-        )
+        rounded = formats.round_div(total.astype(divisor.dtype), divisor << max(shift, 0), call.epilogue.rounding)
         return formats.wrap(rounded, call.epilogue.format)
 
     def emit(self, body: Body, call: Call, *x: Coded) -> Coded:
@@ -216,9 +200,7 @@ class AveragePool(Pool):
         rank = len(kernel)
         magnitude = call.bounds.magnitude
         if kernel == call.x[0].sample_shape[1:] and not any(call.attrs["pads"]):
-            carrier = np.dtype(
-                np.float32 if magnitude < 1 << 24 else np.float64 if magnitude < 1 << 53 else np.int64
-            )
+            carrier = np.dtype(np.float32 if magnitude < 1 << 24 else np.float64 if magnitude < 1 << 53 else np.int64)
             axes = body.const(list(range(2, 2 + rank)), np.int64)
             return Coded(body.op("ReduceSum", body.cast(x[0], carrier).value, axes, keepdims=1), carrier)
         channels = call.x[0].sample_shape[0]
@@ -232,9 +214,7 @@ class AveragePool(Pool):
         if magnitude < 1 << 24:
             single = np.dtype(np.float32)
             return Coded(body.op("Conv", body.cast(x[0], single).value, ones.value, **geometry), single)
-        return emit_limb_products(
-            body, "Conv", x[0], x_range, ones, (0, 1), math.prod(kernel), magnitude, **geometry
-        )
+        return emit_limb_products(body, "Conv", x[0], x_range, ones, (0, 1), math.prod(kernel), magnitude, **geometry)
 
     def emit_epilogue(self, body: Body, call: Call, acc: Coded) -> Coded:
         assert call.epilogue is not None
@@ -251,9 +231,7 @@ class AveragePool(Pool):
         rounded = body.round_div_int64(scaled, divisor, fmt.rounding)
         bound = max(abs(result.lo), abs(result.hi)) << max(-shift, 0)
         if bound >= 1 << 62 or shift > 40:
-            raise call.refuse(
-                f"a sum of up to {bound} before the division", "narrow the input or the output format"
-            )
+            raise call.refuse(f"a sum of up to {bound} before the division", "narrow the input or the output format")
         return body.overflow(rounded, fmt, -bound, bound)
 
     def native(self, call: Call) -> Native:

@@ -26,9 +26,7 @@ class PRelu(Op):
         """Slope codes on a grid of at least 0 fractional bits, and that grid."""
         slope, fmt = call.constant(1), call.format_attr("slope_format")
         if slope is None or slope.ndim != 1 or slope.size not in (1, call.x[0].shape[1]) or fmt.per_channel:
-            raise call.refuse(
-                "its slopes", "expected constant codes, one or one per channel, with one binary point"
-            )
+            raise call.refuse("its slopes", "expected constant codes, one or one per channel, with one binary point")
         frac = fmt.fracs[0]
         return (slope << -frac, 0) if frac < 0 else (slope, frac)
 
@@ -82,8 +80,6 @@ class PRelu(Op):
             ):
                 s = constant(slope_fmt, random_codes(slope_fmt, (count,), index), "slope")
                 attrs = {"slope_format": slope_fmt, "requantize": requantize}
-                call = Call(
-                    self, f"{index}_{slope_fmt}", [tensor("fixed<8,4>", shape), s[0]], attrs, {1: s[1]}
-                )
+                call = Call(self, f"{index}_{slope_fmt}", [tensor("fixed<8,4>", shape), s[0]], attrs, {1: s[1]})
                 made.append(call)
         return made

@@ -36,9 +36,7 @@ class Relu(Op):
         made = []
         for fmt in ("fixed<8,3>", "ufixed<8,3>", "fixed<1,1>", "fixed<20,9>", "fixed<40,9>"):
             for requantize in ("", "fixed<6,3>", "ufixed<4,3,RND_INF,WRAP>"):
-                call = Call(
-                    self, f"{fmt}_{requantize}", [tensor(fmt, (None, 5, 3))], {"requantize": requantize}
-                )
+                call = Call(self, f"{fmt}_{requantize}", [tensor(fmt, (None, 5, 3))], {"requantize": requantize})
                 made.append(call)
         made.append(Call(self, "channels", [tensor("fixed<10,[4,5,6]>", (None, 3, 2, 2))], {}))
         return made

@@ -36,9 +36,7 @@ def contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:
 def check_rank(call: Call) -> None:
     """Native strided copies know four axes."""
     if len(call.x[0].sample_shape) > 4:
-        raise call.refuse(
-            f"an input of shape {call.x[0].shape}", "at most 4 axes besides the batch are supported"
-        )
+        raise call.refuse(f"an input of shape {call.x[0].shape}", "at most 4 axes besides the batch are supported")
 
 
 class Reshape(Op):
@@ -76,9 +74,7 @@ class Reshape(Op):
 
     def cases(self) -> list[Call]:
         x = tensor("fixed<8,3>", (None, 3, 2, 4))
-        return [
-            Call(self, f"{shape}", [x], {"shape": shape}) for shape in ((24,), (3, 8), (4, 3, 2), (1, 1, 24))
-        ]
+        return [Call(self, f"{shape}", [x], {"shape": shape}) for shape in ((24,), (3, 8), (4, 3, 2), (1, 1, 24))]
 
 
 class Transpose(Op):
@@ -133,15 +129,11 @@ class Slice(Op):
         check_rank(call)
         starts, sizes, steps = (call.attrs[k] for k in ("starts", "sizes", "steps"))
         if not len(starts) == len(sizes) == len(steps) == len(x.sample_shape) or not x.batched:
-            raise call.refuse(
-                f"slice {starts} {sizes} {steps} of {x.shape}", "one entry per axis behind the batch"
-            )
+            raise call.refuse(f"slice {starts} {sizes} {steps} of {x.shape}", "one entry per axis behind the batch")
         for extent, start, size, step in zip(x.sample_shape, starts, sizes, steps, strict=True):
             last = start + (size - 1) * step
             if size < 1 or step == 0 or not 0 <= start < extent or not 0 <= last < extent:
-                raise call.refuse(
-                    f"slice start {start}, size {size}, step {step} of {extent}", "stay inside the axis"
-                )
+                raise call.refuse(f"slice start {start}, size {size}, step {step} of {extent}", "stay inside the axis")
         return (Result((None, *sizes), x.format, x.lo, x.hi),)
 
     def _indices(self, call: Call) -> tuple[slice, ...]:
@@ -198,18 +190,10 @@ class Pad(Op):
     def infer(self, call: Call) -> tuple[Result, ...]:
         x, before, after, value = (call.x[0], *(call.attrs[k] for k in ("before", "after", "value")))
         check_rank(call)
-        if (
-            not len(before) == len(after) == len(x.sample_shape)
-            or min(before + after, default=0) < 0
-            or not x.batched
-        ):
-            raise call.refuse(
-                f"pads {before} {after} of {x.shape}", "expected one entry of at least 0 per axis"
-            )
+        if not len(before) == len(after) == len(x.sample_shape) or min(before + after, default=0) < 0 or not x.batched:
+            raise call.refuse(f"pads {before} {after} of {x.shape}", "expected one entry of at least 0 per axis")
         if not x.format.min_code <= value <= x.format.max_code:
-            raise call.refuse(
-                f"the pad code {value} does not fit {x.format}", "pad with a value the format holds"
-            )
+            raise call.refuse(f"the pad code {value} does not fit {x.format}", "pad with a value the format holds")
         shape = tuple(n + b + a for n, b, a in zip(x.sample_shape, before, after, strict=True))
         return (Result((None, *shape), x.format, min(x.lo, value), max(x.hi, value)),)
 
@@ -219,9 +203,7 @@ class Pad(Op):
 
     def emit(self, body: Body, call: Call, *x: Coded) -> Coded:
         pads = body.const([0, *call.attrs["before"], 0, *call.attrs["after"]], np.int64)
-        return Coded(
-            body.op("Pad", x[0].value, pads, body.const(call.attrs["value"], x[0].dtype)), x[0].dtype
-        )
+        return Coded(body.op("Pad", x[0].value, pads, body.const(call.attrs["value"], x[0].dtype)), x[0].dtype)
 
     def native(self, call: Call) -> Native:
         axes = native_axes(call, len(call.x[0].sample_shape))
@@ -264,9 +246,7 @@ class Concat(Op):
         for x in call.x:
             rest = x.sample_shape[:axis] + x.sample_shape[axis + 1 :]
             if rest != first.sample_shape[:axis] + first.sample_shape[axis + 1 :] or not x.batched:
-                raise call.refuse(
-                    f"inputs of shapes {[t.shape for t in call.x]}", "they may differ on one axis only"
-                )
+                raise call.refuse(f"inputs of shapes {[t.shape for t in call.x]}", "they may differ on one axis only")
             if (x.format.width, x.format.signed, x.format.fracs) != (
                 first.format.width,
                 first.format.signed,

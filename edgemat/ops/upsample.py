@@ -20,9 +20,7 @@ class Upsample(Op):
     def infer(self, call: Call) -> tuple[Result, ...]:
         x, scales = call.x[0], call.attrs["scales"]
         if len(x.shape) != len(scales) + 2 or len(scales) not in (1, 2) or min(scales) < 1:
-            raise call.refuse(
-                f"scales {scales} for input {x.shape}", "expected one positive factor per spatial axis"
-            )
+            raise call.refuse(f"scales {scales} for input {x.shape}", "expected one positive factor per spatial axis")
         spatial = (n * s for n, s in zip(x.sample_shape[1:], scales, strict=True))
         return (Result((*x.shape[:2], *spatial), x.format, x.lo, x.hi),)
 

@@ -1,0 +1,159 @@
+"""torch to the lowered file: torch.export, its ONNX exporter, then edgemat's import and passes."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import onnx_ir as ir
+import torch
+
+from edgemat.errors import EdgematError, LoweringError
+from edgemat.lower.importer import Importer
+from edgemat.lower.passes import simplify
+from edgemat.lower.standard import import_node
+from edgemat.lower.writer import finish, write
+
+Example = torch.Tensor | Sequence[torch.Tensor] | Mapping[str, torch.Tensor]
+
+
+def to_onnx(
+    module: torch.nn.Module,
+    example_input: Example,
+    path: str | os.PathLike[str],
+    *,
+    name: str | None = None,
+) -> None:
+    """Writes a quantised module as a lowered ONNX file that a stock onnxruntime runs.
+
+    Args:
+        module: Result of `edgemat.quantize`, or a module of `edgemat.nn` layers. Exported in eval mode; the mode it was
+            in is restored and nothing in it changes.
+        example_input: A float tensor [N, ...], a tuple of them, or a dict by argument name; only shapes matter.
+        path: File to write (atomically).
+        name: Name of the model in the file; by default the module's class or graph name.
+
+    Raises:
+        LoweringError: if something in the model has no exact integer form; the message names the node and the remedy.
+        FormatError: if a weight is NaN or a format cannot hold its range.
+    """
+    write(lowered(module, example_input, name=name), path)
+
+
+def lowered(module: torch.nn.Module, example_input: Example, *, name: str | None = None) -> ir.Model:
+    """The lowered model of `to_onnx`, not yet written."""
+    from edgemat.nn import prepare_export
+
+    example = _two_samples(example_input)
+    source = _exported(prepare_export(module), example)
+    graph = source.graph
+    imp = Importer(_legal(name or type(module).__name__))
+    for value in graph.inputs:
+        imp.input(value)
+    needed = _needed(graph)
+    for node in graph:
+        if node in needed and not (node.domain == "" and node.op_type in _SHAPE_ONLY) and not _is_constant(imp, node):
+            import_node(imp, node)
+    for value in graph.outputs:
+        imp.output(value, value.name or "output")
+    model = ir.Model(imp.graph, ir_version=10)
+    simplify(model)
+    finish(model)
+    return model
+
+
+_SHAPE_ONLY = ("Constant", "Shape", "Range", "ConstantOfShape", "Size")
+
+
+def _is_constant(imp: Importer, node: ir.Node) -> bool:
+    return all(imp.constant(value) is not None for value in node.outputs)
+
+
+def _needed(graph: ir.Graph) -> set[ir.Node]:
+    """Nodes that data reach the outputs through: reshape targets and other integer shape arithmetic stay outside."""
+    wanted: set[ir.Node] = set()
+    stack = [v.producer() for v in graph.outputs]
+    while stack:
+        node = stack.pop()
+        if node is None or node in wanted:
+            continue
+        wanted.add(node)
+        first_only = node.domain == "" and node.op_type in ("Reshape", "Expand", "Resize", "Slice", "Pad", "Unsqueeze")
+        for value in node.inputs[:1] if first_only else node.inputs:
+            if value is not None:
+                stack.append(value.producer())
+    return wanted
+
+
+def _legal(name: str) -> str:
+    kept = "".join(c if c.isascii() and (c.isalnum() or c == "_") else "_" for c in name)
+    return kept or "model"
+
+
+def _two_samples(example: Example) -> tuple[torch.Tensor, ...] | dict[str, torch.Tensor]:
+    """At least two samples, so that tracing cannot take the batch for a constant 1."""
+
+    def widen(tensor: Any, label: str) -> torch.Tensor:
+        if not isinstance(tensor, torch.Tensor) or tensor.ndim < 1:
+            raise LoweringError(f"{label} is {type(tensor).__name__}, expected a tensor with the batch on axis 0")
+        if 0 in tensor.shape:
+            raise LoweringError(f"{label} has shape {tuple(tensor.shape)}, expected at least one element on every axis")
+        tensor = tensor.detach().to(torch.float32)
+        return torch.cat([tensor, tensor]) if tensor.shape[0] == 1 else tensor
+
+    if isinstance(example, torch.Tensor):
+        return (widen(example, "the example input"),)
+    if isinstance(example, Mapping):
+        return {key: widen(value, f"example input {key!r}") for key, value in example.items()}
+    return tuple(widen(value, f"example input {index}") for index, value in enumerate(example))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    loggers = [logging.getLogger(n) for n in ("torch.onnx", "onnxscript", "torch.export", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _exported(module: torch.nn.Module, example: tuple[torch.Tensor, ...] | dict[str, torch.Tensor]) -> ir.Model:
+    batch = torch.export.Dim("batch")
+    named = isinstance(example, dict)
+    shapes: Any = {k: {0: batch} for k in example} if named else tuple({0: batch} for _ in example)
+    try:
+        with _quiet(), torch.no_grad():
+            program = torch.onnx.export(
+                module,
+                () if named else tuple(example),
+                kwargs=example if named else None,
+                dynamo=True,
+                dynamic_shapes=shapes,
+                verbose=False,
+                optimize=False,
+            )
+    except EdgematError:
+        raise
+    except Exception as error:
+        cause: BaseException | None = error
+        while cause is not None:
+            if isinstance(cause, EdgematError):
+                raise cause from error
+            cause = cause.__cause__ or cause.__context__
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise LoweringError(
+            f"torch.export could not trace the model ({type(error).__name__}: {lines[0] if lines else 'no message'}); "
+            "keep the batch on axis 0 symbolic and the control flow free of tensor values"
+        ) from error
+    assert program is not None
+    return program.model

@@ -1,0 +1,85 @@
+"""The lowered graph as targets and simulators see it (docs/internals.md, section 3)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx_ir as ir
+
+from edgemat.op import Call, Tensor
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A lowered file, typed and checked.
+
+    Attributes:
+        name: Model name from the file (not an identifier: sanitise before use in code).
+        inputs: Names of the code tensors behind the input quantisers.
+        outputs: Names of the code tensors before the output dequantisers.
+        input_names: Float inputs of the file, in order, matching `inputs`.
+        output_names: Float outputs of the file, in order, matching `outputs`.
+        nodes: Operators in topological order, without Quantize, Dequantize and Constant.
+        tensors: Type of every code tensor by name (constants excluded).
+        constants: int64 codes of every constant by value name.
+        quantizers: The Quantize calls by float input name.
+        model: The onnx_ir model the view was made of.
+    """
+
+    name: str
+    inputs: list[str]
+    outputs: list[str]
+    input_names: list[str]
+    output_names: list[str]
+    nodes: list[Call]
+    tensors: dict[str, Tensor]
+    constants: dict[str, np.ndarray]
+    quantizers: dict[str, Call]
+    model: ir.Model = field(repr=False)
+
+    def input_type(self, index: int) -> Tensor:
+        """Type of the codes of input `index`."""
+        return self.tensors[self.inputs[index]]
+
+    def output_type(self, index: int) -> Tensor:
+        """Type of the codes of output `index`."""
+        return self.tensors[self.outputs[index]]
+
+
+def view(model: ir.Model, calls: list[Call]) -> Graph:
+    """Builds the Graph of a typed model."""
+    quantizers: dict[str, Call] = {}
+    nodes: list[Call] = []
+    tensors: dict[str, Tensor] = {}
+    constants: dict[str, np.ndarray] = {}
+    dequantized: dict[str, str] = {}
+    for call in calls:
+        for index, codes in call.constants.items():
+            constants[call.inputs[index]] = codes
+        if call.op.name == "Dequantize":
+            dequantized[call.outputs[0]] = call.inputs[0]
+            continue
+        for tensor in call.y:
+            tensors[tensor.name] = tensor
+        if call.op.name == "Quantize":
+            quantizers[call.inputs[0]] = call
+        elif call.op.name != "Constant":
+            nodes.append(call)
+        else:
+            constants[call.outputs[0]] = call.constants[0]
+    graph = model.graph
+    input_names = [v.name or "" for v in graph.inputs]
+    output_names = [v.name or "" for v in graph.outputs]
+    return Graph(
+        graph.name or "model",
+        [quantizers[name].outputs[0] for name in input_names if name in quantizers],
+        [dequantized[name] for name in output_names],
+        [name for name in input_names if name in quantizers],
+        output_names,
+        nodes,
+        tensors,
+        constants,
+        quantizers,
+        model,
+    )

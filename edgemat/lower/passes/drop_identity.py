@@ -1,0 +1,46 @@
+"""Removes what changes nothing: Requantize into the format a value has, and reshapes to the same shape.
+
+A Requantize to the same grid whose target holds every proved code is the identity on codes, but it also declares a
+format: it goes only where the declared format (width, sign, binary point) is the one the value has.
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from edgemat.lower.passes.surgery import is_op, replace_value
+from edgemat.lower.typing import type_of
+
+
+class DropIdentity(ir.passes.InPlacePass):
+    """Requires every value typed."""
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Drops identities; types stay as they are."""
+        modified = False
+        for node in list(model.graph):
+            if not (is_op(node, "Requantize") or is_op(node, "Reshape") or is_op(node, "Transpose")):
+                continue
+            source = node.inputs[0]
+            assert source is not None
+            before, after = type_of(source), type_of(node.outputs[0])
+            if before is None or after is None or before.shape != after.shape:
+                continue
+            if is_op(node, "Transpose") and list(node.attributes["perm"].value) != list(
+                range(len(before.sample_shape))
+            ):
+                continue
+            if (before.format.width, before.format.signed, before.format.fracs) != (
+                after.format.width,
+                after.format.signed,
+                after.format.fracs,
+            ):
+                continue
+            if (before.lo, before.hi) != (after.lo, after.hi):
+                continue
+            if source.is_graph_input() or node.outputs[0].is_graph_output():
+                continue
+            replace_value(model.graph, node.outputs[0], source)
+            model.graph.remove(node, safe=True)
+            modified = True
+        return ir.passes.PassResult(model, modified=modified)
