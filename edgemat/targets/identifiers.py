@@ -10,14 +10,13 @@ import re
 from collections.abc import Iterable
 
 _LONGEST = 48
-_RESERVED = frozenset(
-    """alignas alignof and and_eq asm auto bitand bitor bool break case catch char class compl concept const consteval
-    constexpr constinit continue decltype default delete do double else enum explicit export extern false float for
-    friend goto if inline int long main mutable namespace new noexcept not not_eq nullptr operator or or_eq private
-    protected public register reinterpret_cast requires restrict return short signed sizeof static static_assert
-    struct switch template this thread_local throw true try typedef typeid typename union unsigned using virtual void
-    volatile wchar_t while xor xor_eq""".split()
-)
+_KEYWORDS = """alignas alignof and and_eq asm auto bitand bitor bool break case catch char class compl concept const
+    consteval constexpr constinit continue decltype default delete do double else enum explicit export extern false
+    float for friend goto if inline int long main mutable namespace new noexcept not not_eq nullptr operator or or_eq
+    private protected public register reinterpret_cast requires restrict return short signed sizeof static
+    static_assert struct switch template this thread_local throw true try typedef typeid typename union unsigned using
+    virtual void volatile wchar_t while xor xor_eq"""
+_RESERVED = frozenset(_KEYWORDS.split())
 
 
 def identifier(name: str, fallback: str = "x") -> str:

@@ -262,8 +262,8 @@ class _Builder:
 
     def transpose(self, source: NativeTensor, target: NativeTensor, call: Any) -> None:
         """Append a step that copies ``source`` into the memory order of ``target`` (same view)."""
-        axis_stride = np.cumprod([1, *source.shape[:0:-1]])[::-1] if source.shape else []
-        by_view = {axis: int(stride) for axis, stride in zip(source.perm, axis_stride, strict=True)}
+        axis_stride = np.cumprod([1, *source.shape[:0:-1]])[::-1].tolist() if source.shape else []
+        by_view = dict(zip(source.perm, axis_stride, strict=True))
         dims = [(target.view[axis], by_view[axis]) for axis in target.perm if target.view[axis] != 1]
         merged: list[tuple[int, int]] = []
         for size, stride in dims:

@@ -15,7 +15,7 @@ import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from edgemat.targets.layout import Network, NativeTensor, Step
+from edgemat.targets.layout import NativeTensor, Network, Step
 from edgemat.targets.mcu.variants import KERNELS, size_of, storage
 
 ALIGNMENT = 8

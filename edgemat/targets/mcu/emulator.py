@@ -20,15 +20,18 @@ import numpy as np
 
 from edgemat.errors import ToolchainError
 from edgemat.targets import toolchain
-from edgemat.targets.mcu.generator import Project, project, write_files
+from edgemat.targets.mcu.generator import project
 from edgemat.targets.mcu.host import element_dtype, pack_samples, unpack_samples
+from edgemat.targets.mcu.project import Project, write_files
 
 _TARGETS = {
     "cortex-m4": ("-target", "thumb-freestanding-eabi", "-mcpu=cortex_m4"),
     "rv32imc": ("-target", "riscv32-freestanding-none", "-mcpu=generic_rv32+m+c"),
 }
 MACHINES = tuple(_TARGETS)
-_FLAGS = ("-nostartfiles", "-fno-strict-aliasing", "-fno-sanitize=undefined", "-fno-unroll-loops", "-fno-vectorize", "-g0")
+_FLAGS = (
+    "-nostartfiles", "-fno-strict-aliasing", "-fno-sanitize=undefined", "-fno-unroll-loops", "-fno-vectorize", "-g0"
+)  # fmt: skip
 _RUN_TIMEOUT_S = 3600.0
 _INSTALL = 'run: pip install "edgemat[mcu]"'
 

@@ -1,8 +1,7 @@
-"""The MCU project: what each file says, and writing the folder in one go.
+"""From a lowered graph to the folder of its C library.
 
-`project` turns a lowered graph into a `Project` (typed call objects: everything is decided and spelled here, the
-templates only loop), `Project.files` renders it, `export` writes it to a temporary folder beside the target and renames
-that on success. The same graph gives the same bytes.
+`project` decides everything (typed call objects; the templates only loop), `export` writes the files to a temporary
+folder beside the target and renames that on success. The same graph gives the same bytes.
 """
 
 from __future__ import annotations
@@ -11,21 +10,31 @@ import os
 import shutil
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 
-import edgemat
 from edgemat.errors import EdgematError
 from edgemat.targets.identifiers import Identifiers, identifier
-from edgemat.targets.layout import Network, NativeTensor, to_native
+from edgemat.targets.layout import NativeTensor, Network, to_native
 from edgemat.targets.mcu.arena import Arena, plan_arena, tensor_bytes
-from edgemat.targets.mcu.sample import sample_codes
+from edgemat.targets.mcu.project import (
+    ArrayText,
+    CallText,
+    Copy,
+    EpilogueText,
+    Member,
+    Port,
+    Project,
+    Traced,
+    array_text,
+    literal,
+    member_text,
+    write_files,
+)
 from edgemat.targets.mcu.variants import (
+    KERNELS,
     ConstantArray,
     KernelCall,
     Variant,
@@ -36,243 +45,7 @@ from edgemat.targets.mcu.variants import (
     storage,
 )
 
-_HEADERS = (
-    "edgemat_kernels.h", "edgemat_requantize.h", "edgemat_variant.h", "edgemat_variant_end.h", "edgemat_float.h"
-)  # fmt: skip
-_INCLUDED = {
-    "conv.c": ("edgemat_window.h",),
-    "conv__depthwise.c": ("edgemat_window.h",),
-    "max_pool.c": ("edgemat_window.h",),
-    "average_pool.c": ("edgemat_window.h",),
-    "add.c": ("edgemat_binary.h",),
-    "sub.c": ("edgemat_binary.h",),
-    "mul.c": ("edgemat_binary.h",),
-    "slice.c": ("edgemat_strided.h",),
-    "transpose.c": ("edgemat_strided.h",),
-}
-_TEMPLATES = (
-    "model.h", "model.c", "weights.h", "weights.c", "kernels.h", "kernels.c", "main.c", "sample.h", "Makefile",
-    "CMakeLists.txt",
-)  # fmt: skip
 _LOCALS = ("model", "arena", "results", "samples", "count", "arguments", "differ", "i", "status", "values", "codes")
-
-
-@dataclass(frozen=True)
-class Port:
-    """An input or an output of the generated functions."""
-
-    kind: str
-    name: str
-    argument: str
-    upper: str
-    type_name: str
-    function: str
-    tensor: NativeTensor
-    element: str
-    c_type: str
-    format: str
-    shape: str
-    size: int
-    width: int
-    signed: int
-    y_min: str
-    y_max: str
-    fracs: tuple[int, ...]
-    frac_name: str
-    frac_linkage: str
-    real_format_name: str
-    real_type: str
-    rounding: str
-    overflow: str
-    range_remark: str
-
-
-@dataclass(frozen=True)
-class ArrayText:
-    """A constant array as text."""
-
-    name: str
-    c_type: str
-    size: int
-    lines: tuple[str, ...]
-    comment: str = ""
-
-
-@dataclass(frozen=True)
-class Member:
-    """One member of a parameter structure."""
-
-    name: str
-    text: str
-
-
-@dataclass(frozen=True)
-class EpilogueText:
-    """The members of an ``em_epilogue``."""
-
-    y_min: str
-    y_max: str
-    channels: int
-
-
-@dataclass(frozen=True)
-class Traced:
-    """A tensor a traced build reports: its number in `Project.traced`, where it lies, its size."""
-
-    index: int
-    text: str
-    bytes: int
-
-
-@dataclass(frozen=True)
-class CallText:
-    """One call of model.c."""
-
-    function: str
-    struct: str
-    params_name: str
-    fields: tuple[Member, ...]
-    epilogue: EpilogueText | None
-    epilogue_name: str
-    shift_name: str
-    arguments: tuple[str, ...]
-    comment: str
-    traced: tuple[Traced, ...]
-
-
-@dataclass(frozen=True)
-class Copy:
-    """An output that is copied at the end."""
-
-    target: str
-    source: str
-    bytes: int
-
-
-@dataclass
-class Project:
-    """Everything the templates print.
-
-    Attributes:
-        network: the native steps.
-        arena: where each tensor lives.
-        variants: kernel variants in order of first use.
-        traced: native tensors in the order in which a traced build reports them.
-    """
-
-    network: Network
-    arena: Arena
-    title: str
-    prefix: str
-    upper: str
-    inputs: tuple[Port, ...]
-    outputs: tuple[Port, ...]
-    variants: tuple[Variant, ...] = ()
-    calls: tuple[CallText, ...] = ()
-    arrays: tuple[ArrayText, ...] = ()
-    copies: tuple[Copy, ...] = ()
-    traced: list[NativeTensor] = field(default_factory=list)
-    weight_bytes: int = 0
-    uses_arena: bool = False
-
-    @property
-    def ports(self) -> tuple[Port, ...]:
-        """Inputs, then outputs."""
-        return self.inputs + self.outputs
-
-    @property
-    def arena_bytes(self) -> int:
-        """Size of the arena."""
-        return self.arena.size_bytes
-
-    @property
-    def arena_lower_bound_bytes(self) -> int:
-        """No placement of the same buffers can be smaller."""
-        return self.arena.lower_bound_bytes
-
-    @property
-    def argument_names(self) -> str:
-        """Arguments of the run function after the model."""
-        return ", ".join(port.argument for port in self.ports)
-
-    @property
-    def sample_arguments(self) -> str:
-        """The same with the built-in sample as input."""
-        names = [f"sample_{port.argument}" for port in self.inputs] + [port.argument for port in self.outputs]
-        return ", ".join(names)
-
-    @property
-    def emulated_arguments(self) -> str:
-        """The same with the arrays the emulator fills and reads."""
-        return ", ".join(f"em_io_{port.argument}" for port in self.ports)
-
-    @property
-    def parameters(self) -> str:
-        """Parameters of the run function after the model."""
-        parts = [f"const {port.type_name} *{port.argument}" for port in self.inputs]
-        return ", ".join(parts + [f"{port.type_name} *{port.argument}" for port in self.outputs])
-
-    def files(self, *, trace: bool = False, example: bool = True) -> dict[str, str]:
-        """Text of every file by relative path.
-
-        Args:
-            trace: Report every tensor to ``em_trace`` (for the runners of this package).
-            example: Include the sample and its expected codes.
-        """
-        context: dict[str, Any] = {"model": self, "version": edgemat.__version__, "trace": trace, "samples": ()}
-        names = [name for name in _TEMPLATES if example or name not in ("main.c", "sample.h")]
-        if example:
-            context["samples"] = self.sample()
-        found = {name: _render(name, context) for name in names}
-        needed = set(_HEADERS)
-        for variant in self.variants:
-            needed |= {variant.file, *_INCLUDED.get(variant.file, ())}
-        folder = kernel_folder()
-        for name in sorted(needed):
-            found[f"kernels/{name}"] = folder.joinpath(name).read_text(encoding="utf-8")
-        return found
-
-    def harness(self, *, trace: bool = False) -> str:
-        """The host runner's main file."""
-        return _render("harness.c", {"model": self, "version": edgemat.__version__, "trace": trace})
-
-    def emulated(self, *, trace: bool = False) -> str:
-        """The emulator's main file."""
-        traced = sum(map(tensor_bytes, self.traced))
-        return _render("emulated.c", {"model": self, "trace": trace, "trace_bytes": traced})
-
-    def sample(self) -> tuple[ArrayText, ...]:
-        """One sample of input codes and the reference's output codes."""
-        codes, expected = sample_codes(self.network.graph)
-        made = []
-        for port in self.inputs:
-            flat = port.tensor.pack(codes[port.tensor.source])[0]
-            made.append(array_text(f"sample_{port.argument}", port.element, flat))
-        for port in self.outputs:
-            flat = port.tensor.pack(expected[port.tensor.source])[0]
-            made.append(array_text(f"expected_{port.argument}", port.element, flat))
-        return tuple(made)
-
-
-def kernel_folder() -> Any:
-    """The kernel library, as a resource of this package."""
-    return resources.files("edgemat.targets.mcu").joinpath("kernels")
-
-
-def _render(name: str, context: dict[str, Any]) -> str:
-    return _environment().get_template(f"{name}.j2").render(context)
-
-
-def _environment() -> jinja2.Environment:
-    folder = resources.files("edgemat.targets.mcu").joinpath("templates")
-    return jinja2.Environment(
-        loader=jinja2.FunctionLoader(lambda name: folder.joinpath(name).read_text(encoding="utf-8")),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        autoescape=False,
-    )
 
 
 def project(graph: Any) -> Project:
@@ -318,14 +91,6 @@ def export(graph: Any, output: Path | str) -> Path:
     return output
 
 
-def write_files(files: dict[str, str], folder: Path) -> None:
-    """Write rendered files below a folder, with Unix line ends."""
-    for name, text in files.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8", newline="\n")
-
-
 def _replace(staging: Path, output: Path) -> None:
     if not output.exists():
         os.replace(staging, output)
@@ -343,26 +108,13 @@ def _replace(staging: Path, output: Path) -> None:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def array_text(name: str, element: str, values: np.ndarray, comment: str = "") -> ArrayText:
-    """A constant array as lines of numbers."""
-    numbers = [literal(value) for value in values.tolist()]
-    lines = tuple(", ".join(numbers[at : at + 16]) + "," for at in range(0, len(numbers), 16))
-    return ArrayText(name, c_type(element), len(numbers), lines, comment)
-
-
-def literal(value: int) -> str:
-    """An integer constant of C99; the most negative one has no literal of its own."""
-    return "(-9223372036854775807 - 1)" if value == -(1 << 63) else str(value)
-
-
 class _Planner:
     def __init__(self, network: Network, arena: Arena) -> None:
         self.network = network
         self.arena = arena
         self.identifiers = Identifiers()
         self.arguments = Identifiers(_LOCALS)
-        base = identifier(network.name or "model", "model")
-        self.prefix = f"em_{base}"
+        self.prefix = f"em_{model_identifier(network.name)}"
         self.arrays: list[ArrayText] = []
         self.weight_bytes = 0
         self.shifts: dict[tuple[int, ...], str] = {}
@@ -432,14 +184,14 @@ class _Planner:
         return f"({qualifier}{element} *)({qualifier}void *){port.argument}"
 
     def array(self, array: ConstantArray, step_name: str, comment: str) -> str:
-        name = f"{self.prefix}_{step_name}_{array.role}"
+        name = f"{step_name}_{array.role}"
         self.arrays.append(array_text(name, array.element, array.values, comment))
         self.weight_bytes += array.values.size * size_of(array.element)
         return name
 
     def call(self, call: KernelCall, made: Project) -> CallText:
         step = call.step
-        name = self.identifiers[step.name] + call.suffix
+        name = f"{self.prefix}_{self.identifiers[f'{step.name} {call.suffix}' if call.suffix else step.name]}"
         arguments = [f"&{name}_params"]
         for position in call.operands:
             tensor = step.inputs[position]
@@ -474,7 +226,7 @@ class _Planner:
             call.variant.function, call.struct, f"{name}_params",
             tuple(Member(key, member_text(value)) for key, value in call.fields),
             epilogue, f"{name}_epilogue", shift_name, tuple(arguments),
-            f"{name}: {', '.join(texts[:-1])} to {texts[-1]}", tuple(traced),
+            f"{name[len(self.prefix) + 1 :]}: {', '.join(texts[:-1])} to {texts[-1]}", tuple(traced),
         )  # fmt: skip
 
     def shift(self, shift: tuple[int, ...], name: str) -> str:
@@ -486,6 +238,9 @@ class _Planner:
         return self.shifts[shift]
 
 
-def member_text(value: int | tuple[int, ...]) -> str:
-    """A member's initialiser."""
-    return literal(int(value)) if not isinstance(value, tuple) else "{ " + ", ".join(map(literal, value)) + " }"
+def model_identifier(name: str) -> str:
+    """The model's name as an identifier; ``em_<it>`` and ``em_<it>_...`` collide with no name of the kernel library."""
+    base = identifier(name or "model", "model")
+    words = {*KERNELS, "status", "epilogue", "real_format", "span", "binary", "pool", "strided", "quantize"}
+    words |= {"dequantize", "round", "overflow", "shift_left", "widen", "divide", "taps", "y_min", "y_max", "trace"}
+    return f"net_{base}" if any(base == word or base.startswith(f"{word}_") for word in words) else base

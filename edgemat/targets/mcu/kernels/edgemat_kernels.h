@@ -17,9 +17,11 @@
 
 #if defined(__GNUC__) || defined(__clang__)
 #define EM_INLINE static inline __attribute__((always_inline))
+#define EM_NOINLINE __attribute__((noinline))
 #define EM_MAYBE_UNUSED __attribute__((unused))
 #else
 #define EM_INLINE static inline
+#define EM_NOINLINE
 #define EM_MAYBE_UNUSED
 #endif
 

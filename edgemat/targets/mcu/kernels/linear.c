@@ -8,6 +8,7 @@
 #ifndef EM_FUNCTION
 #define EM_FUNCTION em_linear_s8_s8_s32
 #endif
+#include "edgemat_dot.h"
 
 void EM_FUNCTION(const em_linear_params *p, const EM_X *x, const EM_W *weight, const EM_B *bias,
                  const em_epilogue *epilogue, EM_Y *y);
@@ -19,23 +20,17 @@ void EM_FUNCTION(const em_linear_params *p, const EM_X *x, const EM_W *weight, c
     for (int32_t r = 0; r < p->rows; ++r) {
         const EM_W *w = weight;
         int32_t o = 0;
-        for (; o + 4 <= rows; o += 4) {
-            EM_ACC a0 = p->has_bias ? (EM_ACC)bias[o] : 0;
-            EM_ACC a1 = p->has_bias ? (EM_ACC)bias[o + 1] : 0;
-            EM_ACC a2 = p->has_bias ? (EM_ACC)bias[o + 2] : 0;
-            EM_ACC a3 = p->has_bias ? (EM_ACC)bias[o + 3] : 0;
-            const EM_X *xi = x;
-            for (const EM_X *const end = x + length; xi != end; ++xi, w += 4) {
-                const EM_ACC v = (EM_ACC)*xi;
-                a0 += v * (EM_ACC)w[0];
-                a1 += v * (EM_ACC)w[1];
-                a2 += v * (EM_ACC)w[2];
-                a3 += v * (EM_ACC)w[3];
+        for (; o + 4 <= rows; o += 4, w += 4 * length) {
+            EM_ACC sums[4] = {0, 0, 0, 0};
+            if (p->has_bias) {
+                for (int32_t k = 0; k < 4; ++k) {
+                    sums[k] = (EM_ACC)bias[o + k];
+                }
             }
-            y[o] = EM_RESULT(a0, o);
-            y[o + 1] = EM_RESULT(a1, o + 1);
-            y[o + 2] = EM_RESULT(a2, o + 2);
-            y[o + 3] = EM_RESULT(a3, o + 3);
+            EM_PASTE(EM_FUNCTION, _dot)(sums, x, w, length, 1, 0, 0);
+            for (int32_t k = 0; k < 4; ++k) {
+                y[o + k] = EM_RESULT(sums[k], o + k);
+            }
         }
         const int32_t left = rows - o;
         for (int32_t k = 0; k < left; ++k) {

@@ -1,0 +1,91 @@
+"""Instructions of the generated portable C on emulated Cortex-M4 and RV32IMC.
+
+``python tests/benchmarks/bench_mcu.py`` prints the table. The layers are those of the published CMSIS-NN measurements
+in the documentation; instructions are counted in the emulator over one call of the run function, everything included.
+They are instructions, not cycles.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "mcu"))
+
+from case_graphs import CaseGraph
+
+from edgemat.op import Tensor
+from edgemat.ops import BY_NAME
+from edgemat.ops.cases import constant, random_codes, tensor
+from edgemat.targets.mcu.emulator import MACHINES, emulate, missing
+from edgemat.targets.mcu.sample import sample_codes
+
+CMSIS_NN = {"FC 640->128": 0.51, "conv 3x3 16->16, 32x32": 0.43, "pointwise 64->64, 25x5": 0.48}
+CMSIS_NN["depthwise 3x3 64, 25x5"] = 0.12
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One row: a graph of one node and its multiplications."""
+
+    name: str
+    graph: CaseGraph
+    macs: int
+
+
+def layers() -> list[Layer]:
+    """The layers of the table, int8 in, int8 weights, requantised to int8 (RND, SAT)."""
+    made = [_layer("FC 640->128", "Linear", (640,), (128, 640), {}, 640 * 128)]
+    same = {"strides": (1, 1), "pads": (1, 1, 1, 1), "dilations": (1, 1)}
+    point = {"strides": (1, 1), "pads": (0, 0, 0, 0), "dilations": (1, 1)}
+    made.append(_layer("conv 3x3 16->16, 32x32", "Conv", (16, 32, 32), (16, 16, 3, 3), same, 9 * 256 * 1024))
+    made.append(_layer("pointwise 64->64, 25x5", "Conv", (64, 25, 5), (64, 64, 1, 1), point, 64 * 64 * 125))
+    depthwise = {**same, "groups": 64}
+    made.append(_layer("depthwise 3x3 64, 25x5", "Conv", (64, 25, 5), (64, 1, 3, 3), depthwise, 9 * 64 * 125))
+    return made
+
+
+def _layer(name: str, op: str, x: tuple[int, ...], w: tuple[int, ...], attrs: dict, macs: int) -> Layer:
+    graph = CaseGraph("bench")
+    data: Tensor = graph.add_input(tensor("fixed<8,3>", (None, *x), "x"))
+    weight, codes = constant("fixed<8,1>", random_codes("fixed<8,1>", w, 1))
+    b_format = "fixed<24,12>"
+    bias, bias_codes = constant(b_format, np.arange(w[0]) * 7 - 50, "b")
+    attrs = {**attrs, "w_format": "fixed<8,1>", "requantize": "fixed<8,5,RND,SAT>"}
+    y = graph.add(BY_NAME[op], "layer", [data, weight, bias], attrs, {1: codes, 2: bias_codes})
+    graph.output(y)
+    return Layer(name, graph, macs)
+
+
+def measure(layer: Layer, machine: str, optimize: str = "2") -> int:
+    """Instructions of one run; the codes are compared with the reference's."""
+    codes, expected = sample_codes(layer.graph)
+    run = emulate(layer.graph, codes, machine, count=True, optimize=optimize)
+    (name,) = layer.graph.outputs
+    assert np.array_equal(run.codes[name], expected[name]), f"{layer.name} on {machine} differs from the reference"
+    assert run.instructions is not None
+    return run.instructions
+
+
+def main() -> int:
+    """Print the table."""
+    reason = missing()
+    if reason is not None:
+        print(reason)
+        return 1
+    print(f"{'layer':26}{'MACs':>10}" + "".join(f"{machine:>24}" for machine in MACHINES) + f"{'CMSIS-NN, M4':>16}")
+    for layer in layers():
+        row = f"{layer.name:26}{layer.macs:>10,}"
+        for machine in MACHINES:
+            count = measure(layer, machine)
+            row += f"{count:>15,} ({layer.macs / count:.3f})"
+        print(row + f"{CMSIS_NN[layer.name]:>16.2f}")
+    print("instructions (MAC per instruction); emulated, not cycles; every code equal to the reference's")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
