@@ -1,0 +1,48 @@
+"""The verb `export`: a lowered file to a target's project."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from edgemat.errors import UnsupportedOpError
+from edgemat.lower.graph import Graph
+from edgemat.lower.reader import read
+
+TARGETS = ("hls", "mcu")
+
+
+def export(
+    path: str | os.PathLike[str] | Graph,
+    target: str,
+    output: str | os.PathLike[str],
+    **options: Any,
+) -> Path:
+    """Writes a target's project; nothing is left under `output` if anything fails.
+
+    Args:
+        path: A lowered file.
+        target: ``hls`` (C++ for Vitis HLS) or ``mcu`` (a C99 library).
+        output: Folder to write; an earlier export there is replaced.
+        **options: For ``hls``: io ("parallel" or "stream"), reuse, plan (a TOML file), clock_ns, part, ports.
+
+    Returns:
+        The folder.
+
+    Raises:
+        LoweringError: if the file is not a lowered file.
+        UnsupportedOpError: if a node has no form on the target, or the target is unknown.
+    """
+    if target not in TARGETS:
+        raise UnsupportedOpError(f"target is {target!r}, expected one of {', '.join(TARGETS)}")
+    graph = path if isinstance(path, Graph) else read(path)
+    if target == "mcu":
+        if options:
+            raise UnsupportedOpError(f"option {next(iter(options))!r} is unknown to the target mcu, which takes none")
+        from edgemat.targets import mcu
+
+        return Path(mcu.export(graph, output))
+    from edgemat.targets import hls
+
+    return Path(hls.export(graph, output, **options))

@@ -1,0 +1,85 @@
+"""What people pass and what the graph wants: arrays or dicts, values or codes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from edgemat import formats
+from edgemat.errors import FormatError
+from edgemat.lower.graph import Graph
+from edgemat.op import Tensor
+
+Arrays = np.ndarray | Mapping[str, np.ndarray]
+
+
+def by_name(graph: Graph, x: Arrays) -> dict[str, np.ndarray]:
+    """One array, or a dict by input name, as a dict of arrays with equal batches.
+
+    Raises:
+        FormatError: for missing or unknown names, wrong shapes, empty or unequal batches.
+    """
+    names = graph.input_names
+    if isinstance(x, Mapping):
+        given = {str(k): np.asarray(v) for k, v in x.items()}
+    elif len(names) == 1:
+        given = {names[0]: np.asarray(x)}
+    else:
+        raise FormatError(f"one array was given for the inputs {', '.join(names)}, expected a dict by name")
+    for name in given:
+        if name not in names:
+            raise FormatError(f"input {name!r} is unknown, expected {', '.join(names)}")
+    batches = set()
+    for index, name in enumerate(names):
+        if name not in given:
+            raise FormatError(f"input {name!r} is missing, expected {', '.join(names)}")
+        wanted = graph.input_type(index).sample_shape
+        if given[name].ndim == 0 or given[name].shape[1:] != wanted:
+            raise FormatError(
+                f"input {name!r} has shape {given[name].shape}, expected (N, {', '.join(map(str, wanted))})"
+            )
+        batches.add(given[name].shape[0])
+    if len(batches) != 1 or 0 in batches:
+        raise FormatError(f"the inputs hold {sorted(batches)} samples, expected one number of at least 1")
+    return {name: given[name] for name in names}
+
+
+def to_float32(name: str, array: np.ndarray) -> np.ndarray:
+    """Real values as float32; NaN is refused."""
+    if array.dtype.kind not in "fiub":
+        raise FormatError(f"input {name!r} has dtype {array.dtype}, expected real numbers")
+    values = array.astype(np.float32, copy=False)
+    if array.dtype.kind == "f" and np.isnan(values).any():
+        raise FormatError(f"input {name!r} holds NaN, expected numbers; clean the data")
+    return values
+
+
+def check_codes(name: str, array: np.ndarray, tensor: Tensor) -> np.ndarray:
+    """Integer codes inside the input's format, as int64."""
+    if array.dtype.kind not in "iu":
+        raise FormatError(f"input {name!r} has dtype {array.dtype}, expected integer codes (codes=True was given)")
+    low, high = tensor.format.rails
+    if array.size and (int(array.min()) < low or int(array.max()) > high):
+        raise FormatError(
+            f"input {name!r} holds codes {int(array.min())} to {int(array.max())}, expected {low} to {high} for "
+            f"{tensor.format}"
+        )
+    return array.astype(np.int64)
+
+
+def to_codes(graph: Graph, x: Arrays, codes: bool) -> dict[str, np.ndarray]:
+    """Codes of the inputs by *code tensor* name, quantised as the file's own Quantize does."""
+    made = {}
+    for index, (name, array) in enumerate(by_name(graph, x).items()):
+        tensor = graph.input_type(index)
+        if codes:
+            made[tensor.name] = check_codes(name, array, tensor)
+        else:
+            made[tensor.name] = formats.quantize(to_float32(name, array), tensor.format)
+    return made
+
+
+def single(results: dict[str, np.ndarray]) -> np.ndarray | dict[str, np.ndarray]:
+    """One output as an array, several as a dict."""
+    return next(iter(results.values())) if len(results) == 1 else results

@@ -1,0 +1,67 @@
+"""onnxruntime sessions over a lowered model: as it is, from codes, or with every tensor as an output."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime
+
+from edgemat.lower.graph import Graph
+
+
+def copy(model: ir.Model) -> ir.Model:
+    """An independent copy of a model (weights included)."""
+    return ir.serde.deserialize_model(ir.serde.serialize_model(model))
+
+
+def code_model(graph: Graph, outputs: list[str], from_codes: bool) -> ir.Model:
+    """The model with code tensors as outputs and, with `from_codes`, as inputs.
+
+    Args:
+        graph: A lowered graph.
+        outputs: Names of code tensors to return.
+        from_codes: Take input codes instead of float values.
+    """
+    model = copy(graph.model)
+    values = {value.name: value for node in model.graph for value in node.outputs}
+    chosen = [values[name] for name in outputs]
+    if from_codes:
+        model.graph.inputs.clear()
+        for node in list(model.graph):
+            if node.op_type == "Quantize":
+                old = node.outputs[0]
+                fresh = ir.Value(name=old.name, type=old.type, shape=old.shape)
+                chosen = [fresh if value is old else value for value in chosen]
+                for user, index in list(old.uses()):
+                    user.replace_input_with(index, fresh)
+                old.name = f"{old.name}_unused"
+                model.graph.inputs.append(fresh)
+    model.graph.outputs.clear()
+    # A graph may not return an input: the copy keeps such a tensor alive under its own name.
+    model.graph.outputs.extend(chosen)
+    needed: set[ir.Value] = set(chosen)
+    for node in reversed(list(model.graph)):
+        if any(value in needed for value in node.outputs):
+            needed.update(value for value in node.inputs if value is not None)
+        else:
+            model.graph.remove(node, safe=False)
+    return model
+
+
+def open_session(model: ir.Model | bytes, threads: int | None = None) -> onnxruntime.InferenceSession:
+    """A CPU session; never looks at anything outside the model."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    elif os.environ.get("OMP_NUM_THREADS", "").isdigit():
+        options.intra_op_num_threads = int(os.environ["OMP_NUM_THREADS"])
+    data = model if isinstance(model, bytes) else ir.serde.serialize_model(model).SerializeToString()
+    return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+
+
+def feed_codes(graph: Graph, codes: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Input codes in the file's code types."""
+    return {name: array.astype(graph.tensors[name].dtype, copy=False) for name, array in codes.items()}
