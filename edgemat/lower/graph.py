@@ -64,7 +64,7 @@ def view(model: ir.Model, calls: list[Call]) -> Graph:
             tensors[tensor.name] = tensor
         if call.op.name == "Quantize":
             quantizers[call.inputs[0]] = call
-        elif call.op.name != "Constant":
+        elif call.op.name != "Literal":
             nodes.append(call)
         else:
             constants[call.outputs[0]] = call.constants[0]

@@ -72,7 +72,7 @@ class Importer:
         return None
 
     def _folded(self, node: ir.Node) -> np.ndarray | None:
-        """The unoptimised exporter reshapes and casts constants (slice bounds, limits); their value is still constant."""
+        """The unoptimised exporter reshapes and casts slice bounds and limits; they are constants all the same."""
         first = node.inputs[0]
         array = None if first is None else self.constant(first)
         if array is None or node.op_type == "CastLike":

@@ -32,6 +32,7 @@ def handles(*op_types: str) -> Callable[[Handler], Handler]:
 
 
 SYMBOLIC_KEYS = {"a_format": "w_format"}
+SYMBOLIC_NAMES = {"Constant": "Literal"}
 
 
 def symbolic(imp: Importer, node: ir.Node) -> None:
@@ -51,7 +52,7 @@ def symbolic(imp: Importer, node: ir.Node) -> None:
             inputs.append(imp.operand(node, index))
             continue
         inputs.append(imp.initializer(codes, _stored_as(node.op_type, index, attrs), value.name or "codes"))
-    imp.emit(node, node.op_type, inputs, attrs)
+    imp.emit(node, SYMBOLIC_NAMES.get(node.op_type, node.op_type), inputs, attrs)
 
 
 def _stored_as(op_type: str, index: int, attrs: dict[str, object]) -> np.dtype:

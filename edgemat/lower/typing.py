@@ -28,10 +28,10 @@ def type_of(value: ir.Value) -> Tensor | None:
 
 
 def constant_codes(value: ir.Value) -> np.ndarray | None:
-    """int64 codes of an initializer, or of a Constant node's output; None for variables."""
+    """int64 codes of an initializer, or of a Literal node's output; None for variables."""
     producer = value.producer()
     if producer is not None:
-        if producer.domain == DOMAIN and producer.op_type == "Constant" and producer.inputs[0] is not None:
+        if producer.domain == DOMAIN and producer.op_type == "Literal" and producer.inputs[0] is not None:
             return constant_codes(producer.inputs[0])
         return None
     if value.const_value is None:

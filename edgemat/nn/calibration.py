@@ -197,7 +197,7 @@ def _fit(quantizer: FixedQuantizer, weight: Tensor, method: str) -> None:
     if not quantizer.per_channel:
         quantizer.set_frac(best_frac(weight.double().reshape(-1), quantizer.grid, int(widest)))
         return
-    rows = weight.double().movedim(quantizer.axis, 0).flatten(1)
+    rows = quantizer._rows(weight.double())
     fracs = [best_frac(row, quantizer.grid, int(f)) for row, f in zip(rows, widest.tolist(), strict=True)]
     quantizer.set_frac(torch.tensor(fracs))
 

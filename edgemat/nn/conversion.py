@@ -17,7 +17,7 @@ from torch import fx, nn
 
 from edgemat.errors import LoweringError
 from edgemat.formats import Fixed
-from edgemat.nn import activation, join, linear, pooling, tables
+from edgemat.nn import activation, arrangement, join, linear, pooling, tables
 from edgemat.nn.batch_norm import BatchNorm, QuantBatchNorm
 from edgemat.nn.kinds import ABSORBING, ARITHMETIC, TABLE_NAMES, TRANSPARENT, as_number, kind_of, module_type
 from edgemat.nn.layer import QuantLayer
@@ -251,7 +251,7 @@ class Conversion:
             and self.kinds[follower] in ABSORBING
             and not required
             and not rules.every_layer
-            and self.kinds[node] != "cat"
+            and self.kinds[node] not in ("cat", "stack")
         ):
             fmt = None
         if fmt is None:
@@ -511,13 +511,20 @@ class Conversion:
         positive = all(v.non_negative for v in values)
         sources = {id(v.source) for v in values}
         quantizer = self.output_quantizer(node, positive)
-        if len(sources) == 1:
-            self.values[node] = Value(self.copy(node), values[0].source, positive)
-        elif quantizer is None:
-            self.values[node] = Value(self.copy(node), None, positive)
+        if self.kinds[node] == "stack":
+            stack = arrangement.Stack(argument(node, 1, "dim", 0))
+            joined = self.call(self.unused(node.name), stack, [v.node for v in values])
         else:
-            call = self.call(self.unused(f"{node.name}_output"), quantizer, self.copy(node))
+            joined = self.copy(node)
+        if len(sources) == 1:
+            self.values[node] = Value(joined, values[0].source, positive)
+        elif quantizer is None:
+            self.values[node] = Value(joined, None, positive)
+        else:
+            call = self.call(self.unused(f"{node.name}_output"), quantizer, joined)
             self.values[node] = Value(call, quantizer, positive)
+
+    do_stack = do_cat
 
     # -- pooling --------------------------------------------------------------------------------------------------
     def _pool(self, node: fx.Node, make: Any, *args: Any) -> None:
@@ -582,7 +589,21 @@ class Conversion:
         size = old.output_size if old is not None else argument(node, 1, "output_size")
         if set(size if isinstance(size, tuple | list) else [size]) != {1}:
             raise refuse(node, self.root, f"pools to {size}, expected 1", "use MaxPool with a stated window")
-        self.do_keep(node)
+        x = self.values[node.all_input_nodes[0]]
+        call = self.call(self.module_name(node), arrangement.GlobalMaxPool(), x.node)
+        self.values[node] = Value(call, x.source, x.non_negative, maker=x.maker)
+
+    def do_split(self, node: fx.Node) -> None:
+        """Split and chunk along one axis."""
+        x = self.values[node.all_input_nodes[0]]
+        name = getattr(node.target, "__name__", str(node.target))
+        dim = argument(node, 2, "dim", 0)
+        if name == "chunk":
+            layer = arrangement.Split(dim, chunks=argument(node, 1, "chunks"))
+        else:
+            sizes = argument(node, 1, "split_size_or_sections", argument(node, 1, "split_size"))
+            layer = arrangement.Split(dim, sizes)
+        self.values[node] = Value(self.call(self.module_name(node), layer, x.node), x.source, x.non_negative)
 
     def do_pad(self, node: fx.Node) -> None:
         """Padding with a constant zero."""

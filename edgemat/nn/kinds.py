@@ -105,7 +105,7 @@ FUNCTIONS: dict[Any, str] = {
     torch.cat: "cat",
     torch.concat: "cat",
     torch.concatenate: "cat",
-    torch.stack: "cat",
+    torch.stack: "stack",
     F.pad: "pad",
     F.interpolate: "upsample",
     F.dropout: "keep",
@@ -117,8 +117,8 @@ FUNCTIONS: dict[Any, str] = {
     torch.transpose: "keep",
     torch.squeeze: "keep",
     torch.unsqueeze: "keep",
-    torch.split: "keep",
-    torch.chunk: "keep",
+    torch.split: "split",
+    torch.chunk: "split",
     torch.narrow: "keep",
     torch.argmax: "arg_max",
     operator.getitem: "keep",
@@ -154,8 +154,8 @@ METHODS: dict[str, str] = {
     "transpose": "keep",
     "squeeze": "keep",
     "unsqueeze": "keep",
-    "split": "keep",
-    "chunk": "keep",
+    "split": "split",
+    "chunk": "split",
     "narrow": "keep",
     "contiguous": "keep",
     "clone": "keep",
@@ -179,11 +179,12 @@ ARITHMETIC = (
     "neg",
     "matmul",
     "cat",
+    "stack",
 )
 # Activations that take an exact accumulator and bring the quantiser themselves.
 ABSORBING = ("relu", "clip")
 # Results that only rearrange or select values.
-TRANSPARENT = ("keep", "max_pool", "adaptive_max_pool", "pad", "upsample", "arg_max")
+TRANSPARENT = ("keep", "split", "max_pool", "adaptive_max_pool", "pad", "upsample", "arg_max")
 
 TABLE_NAMES: dict[Any, str] = {
     nn.Sigmoid: "sigmoid",

@@ -147,9 +147,13 @@ class FixedQuantizer(nn.Module):
             low, high = (v.item() for v in torch.aminmax(x)) if x.numel() else (0.0, 0.0)
             self.set_frac(range_frac(low, high, self.grid))
             return
-        rows = x.movedim(self.axis, 0).flatten(1)
+        rows = self._rows(x)
         lows, highs = rows.amin(1).tolist(), rows.amax(1).tolist()
         self.set_frac(torch.tensor([range_frac(a, b, self.grid) for a, b in zip(lows, highs, strict=True)]))
+
+    def _rows(self, x: Tensor) -> Tensor:
+        """One row of values per channel."""
+        return x.movedim(self.axis, 0).reshape(x.shape[self.axis], -1)
 
     # -- computation ----------------------------------------------------------------------------------------------
     def forward(self, x: Tensor) -> Tensor:
@@ -205,7 +209,7 @@ class FixedQuantizer(nn.Module):
             return
         values = x.detach().clamp_min(0.0) if self.relu else x.detach()
         if self.per_channel:
-            rows = values.movedim(self.axis, 0).flatten(1)
+            rows = self._rows(values)
             bounds = torch.stack([rows.amin(1), rows.amax(1)])
         else:
             bounds = torch.stack(list(torch.aminmax(values)))

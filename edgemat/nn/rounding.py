@@ -231,7 +231,8 @@ class QuantizeChannels(torch.autograd.Function):
         if ctx.needs_input_grad[1] and grid.overflow != "WRAP":
             x, y = ctx.saved_tensors[1:]
             axes = [d for d in range(x.dim()) if d != axis % x.dim()]
-            df = LN2 * (inside * x - g * y).sum(axes)
+            df = inside * x - g * y
+            df = LN2 * (df.sum(axes) if axes else df)
         return inside, df, None, None, None, None
 
 

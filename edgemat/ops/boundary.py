@@ -74,7 +74,7 @@ class Dequantize(Op):
 class Constant(Op):
     """Codes of a constant operand, given a format; readers hand the codes to the operator that uses them."""
 
-    name = "Constant"
+    name = "Literal"  # onnxruntime takes every op_type "Constant", of any domain, for its own
     stem = "constant"
     attributes = {"y_format": Attr(str)}
 
