@@ -43,12 +43,14 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Trained
 
     def get(name: str) -> Trained:
         folder = cache / name
+        base = recipes.NETWORKS[name].base
+        start = get(base).onnx.parent if base else None
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / "lock"):
             written = folder / "score.json"
             try:
                 score = recipes.Score(**json.loads(written.read_text())) if written.exists() else None
-                score = score or recipes.build(name, folder)
+                score = score or recipes.build(name, folder, start)
             except data.DataMissingError as missing:
                 pytest.skip(str(missing))
         return Trained(name, folder / "net.onnx", folder / "module.pt", score)

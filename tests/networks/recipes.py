@@ -55,6 +55,7 @@ class Network:
         it.
         loss: Of outputs, inputs and labels.
         hls_samples: Samples the HLS C simulation is compared on.
+        base: Network whose float training this one starts from, or "" for its own.
     """
 
     model: Callable[[], nn.Module]
@@ -66,6 +67,7 @@ class Network:
     lr: float = 5e-3
     loss: Loss = classify
     hls_samples: int = 1_000
+    base: str = ""
 
 
 def _formats(input_format: str, width: int) -> dict[str, str]:
@@ -75,11 +77,9 @@ def _formats(input_format: str, width: int) -> dict[str, str]:
 _LENET = partial(Network, models.LeNet, data.mnist, float_epochs=3, quantised_epochs=1, batch=128, lr=4e-3)
 
 NETWORKS: dict[str, Network] = {
-    "mlp": Network(
-        partial(models.Mlp, 10, 2), data.magic_gamma, _formats("fixed<8,4>", 6), 10, 4, batch=128, lr=5e-3
-    ),
+    "mlp": Network(partial(models.Mlp, 10, 2), data.magic_gamma, _formats("fixed<8,4>", 6), 10, 4, batch=128, lr=5e-3),
     "lenet": _LENET(_formats("ufixed<8,0>", 6)),
-    "lenet8": _LENET(_formats("ufixed<8,0>", 8)),
+    "lenet8": _LENET(_formats("ufixed<8,0>", 8), base="lenet"),
     "resnet8": Network(
         models.ResNet8,
         partial(data.cifar10_jpeg, 1_000),
@@ -165,22 +165,27 @@ def quantise(network: Network, split: data.DataSet, model: nn.Module) -> nn.Modu
     return train(quantised, split, network, network.quantised_epochs, network.lr / 5)
 
 
-def build(name: str, folder: Path) -> Score:
-    """Trains the network `name` and writes ``net.onnx``, ``module.pt`` (its ``state_dict``) and ``score.json``
-    into `folder`.
+def build(name: str, folder: Path, base: Path | None = None) -> Score:
+    """Trains the network `name` and writes ``net.onnx``, ``score.json`` and two ``state_dict`` into `folder`:
+    ``float.pt`` and ``module.pt``, the quantised one. `base` is the folder of the network it starts from.
     """
     start = time.perf_counter()
     network = NETWORKS[name]
     split = network.load()
-    model = pretrain(network, split)
+    if base:
+        model = network.model().eval()
+        model.load_state_dict(torch.load(base / "float.pt", weights_only=True))
+    else:
+        model = pretrain(network, split)
+    torch.save(model.state_dict(), folder / "float.pt")
     quantised = quantise(network, split, model)
+    torch.save(quantised.state_dict(), folder / "module.pt")
     edgemat.to_onnx(quantised, torch.from_numpy(split.x_test[:2]), folder / "net.onnx")
     reached = Score(
         score(outputs(model, split.x_test), split, network),
         score(outputs(quantised, split.x_test), split, network),
         time.perf_counter() - start,
     )
-    torch.save(quantised.state_dict(), folder / "module.pt")
     (folder / "score.json").write_text(json.dumps(asdict(reached)))
     return reached
 

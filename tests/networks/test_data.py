@@ -62,10 +62,7 @@ def test_mfcc_agrees_with_a_frame_computed_by_hand():
     signal = rng.standard_normal((1, data.FSDD_RATE_HZ)) / 8
     frame = signal[0, 160:480] - 0.97 * signal[0, 159:479]
     spectrum = np.array(
-        [
-            abs(sum(frame * np.hanning(320) * np.exp(-2j * np.pi * k * np.arange(320) / 512))) ** 2
-            for k in range(257)
-        ]
+        [abs(sum(frame * np.hanning(320) * np.exp(-2j * np.pi * k * np.arange(320) / 512))) ** 2 for k in range(257)]
     )
     edges = 700 * (10 ** (np.linspace(*(2595 * np.log10(1 + f / 700) for f in (20, 4000)), 42) / 2595) - 1)
     bins = np.arange(257) * 8000 / 512
