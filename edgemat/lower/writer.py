@@ -6,6 +6,7 @@ import os
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import onnx_ir as ir
 
 from edgemat.body import DOMAIN, IR_VERSION, OPSET
@@ -66,7 +67,7 @@ def finish(model: ir.Model) -> None:
 
 def _file_dtype(call: Call, tensor: Tensor):  # type: ignore[no-untyped-def]
     if call.op.name == "Dequantize" and call.x[0].format.width > 24:
-        return "float64"
+        return np.dtype(np.float64)
     return tensor.dtype
 
 

@@ -40,7 +40,7 @@ def check_weights(call: Call, biased: bool) -> None:
     bias = call.constant(2)
     if bias is None:
         raise call.refuse("its bias is not an initializer", "only constant biases can be deployed")
-    if int(np.abs(bias).max()) >= 1 << 31:
+    if int(bias.min()) < -(1 << 31) or int(bias.max()) >= 1 << 31:
         raise call.refuse("a bias code needs more than 32 bits", "narrow the input's or the weights' fraction")
 
 
