@@ -1,4 +1,4 @@
-"""The numpy interpreter: every node by its dossier's reference. This is the definition the other backends are held to."""
+"""The numpy interpreter: every node by its dossier's reference, the definition the other backends are held to."""
 
 from __future__ import annotations
 

@@ -1,0 +1,233 @@
+"""The backends verify can hold against the reference: each a name, a way to say it is missing, and a way to run.
+
+A backend takes int64 input codes by code tensor name and gives output codes by code tensor name; `trace` gives every
+tensor it can, so that a difference can be pinned on the first node that differs.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import numpy as np
+
+from edgemat import formats
+from edgemat.errors import EdgematError, ToolchainError
+from edgemat.lower.graph import Graph
+from edgemat.sim import reference, session
+from edgemat.sim.simulator import Simulator, onnx_trace
+
+Codes = dict[str, np.ndarray]
+
+
+class Backend(ABC):
+    """One way to compute the outputs."""
+
+    name: str
+
+    def missing(self) -> str | None:
+        """Why this backend cannot run here and what to install, or None."""
+        return None
+
+    @abstractmethod
+    def run(self, graph: Graph, codes: Codes, values: Codes | None) -> Codes:
+        """Output codes; `values` holds the float inputs by input name where the caller has them."""
+
+    def trace(self, graph: Graph, codes: Codes) -> Codes:
+        """Codes of the tensors this backend can show (outputs at least)."""
+        return self.run(graph, codes, None)
+
+
+class Reference(Backend):
+    """The numpy interpreter, run again: catches nothing by itself but states what was compared."""
+
+    name = "reference"
+
+    def run(self, graph: Graph, codes: Codes, values: Codes | None) -> Codes:
+        return reference.run(graph, codes)
+
+
+class Onnx(Backend):
+    """The file under a stock onnxruntime, and the fast Simulator; both must agree."""
+
+    name = "onnx"
+
+    def run(self, graph: Graph, codes: Codes, values: Codes | None) -> Codes:
+        feeds = {}
+        for index, name in enumerate(graph.input_names):
+            tensor = graph.input_type(index)
+            given = formats.dequantize(codes[tensor.name], tensor.format).astype(np.float32)
+            feeds[name] = given if values is None or name not in values else values[name]
+        stock = session.open_session(session.copy(graph.model))
+        step = reference.chunk_size(graph)
+        total = len(next(iter(feeds.values())))
+        parts: list[list[np.ndarray]] = []
+        for start in range(0, total, step):
+            parts.append(stock.run(graph.output_names, {k: v[start : start + step] for k, v in feeds.items()}))
+        made: Codes = {}
+        for index, tensor_name in enumerate(graph.outputs):
+            found = np.concatenate([part[index] for part in parts])
+            made[tensor_name] = codes_of(found, graph.tensors[tensor_name].format)
+        fast = Simulator(graph).codes({n: codes[graph.inputs[i]] for i, n in enumerate(graph.input_names)}, codes=True)
+        rows = fast if isinstance(fast, dict) else {graph.output_names[0]: fast}
+        for name, tensor_name in zip(graph.output_names, graph.outputs, strict=True):
+            # Where the Simulator differs from the file it must be seen as a difference of this backend.
+            made[tensor_name] = np.where(rows[name] == made[tensor_name], made[tensor_name], rows[name])
+        return made
+
+    def trace(self, graph: Graph, codes: Codes) -> Codes:
+        return onnx_trace(graph, codes)
+
+
+class Torch(Backend):
+    """The trained module itself, in eval mode."""
+
+    name = "torch"
+
+    def __init__(self, module: object) -> None:
+        self._module = module
+
+    def run(self, graph: Graph, codes: Codes, values: Codes | None) -> Codes:
+        import torch
+
+        module = self._module
+        assert isinstance(module, torch.nn.Module)
+        feeds = []
+        for index, name in enumerate(graph.input_names):
+            tensor = graph.input_type(index)
+            given = formats.dequantize(codes[tensor.name], tensor.format).astype(np.float32)
+            feeds.append(torch.from_numpy(given if values is None or name not in values else values[name].copy()))
+        training = module.training
+        device = next((p.device for p in module.parameters()), torch.device("cpu"))
+        parts: list[list[np.ndarray]] = []
+        step = reference.chunk_size(graph)
+        module.eval()
+        try:
+            with torch.no_grad():
+                for start in range(0, len(feeds[0]), step):
+                    found = module(*(f[start : start + step].to(device) for f in feeds))
+                    parts.append([t.cpu().numpy() for t in flatten(found)])
+        finally:
+            module.train(training)
+        if len(parts[0]) != len(graph.outputs):
+            raise EdgematError(
+                f"the module returns {len(parts[0])} tensors where the file has {len(graph.outputs)} outputs; "
+                "pass the module the file was made of"
+            )
+        return {
+            name: codes_of(np.concatenate([part[i] for part in parts]), graph.tensors[name].format)
+            for i, name in enumerate(graph.outputs)
+        }
+
+
+def flatten(found: object) -> list:  # type: ignore[type-arg]
+    """Tensors of a module's result in order: a tensor, a tuple or list, a dict (in its own order)."""
+    if isinstance(found, dict):
+        return [t for value in found.values() for t in flatten(value)]
+    if isinstance(found, list | tuple):
+        return [t for value in found for t in flatten(value)]
+    return [found]
+
+
+def codes_of(values: np.ndarray, fmt: formats.Fixed) -> np.ndarray:
+    """Codes of exact values; a value off the grid becomes a code no format holds, so it can never pass for equal."""
+    scaled = np.ldexp(values.astype(np.float64), formats.channel_array(fmt.fracs, values.ndim))
+    on_grid = np.isfinite(scaled) & (scaled == np.floor(scaled)) & (np.abs(scaled) < 2.0**62)
+    return np.where(on_grid, np.where(on_grid, scaled, 0).astype(np.int64), np.int64(np.iinfo(np.int64).min))
+
+
+class Mcu(Backend):
+    """The generated C on this machine."""
+
+    name = "mcu"
+
+    def missing(self) -> str | None:
+        from edgemat.targets import toolchain
+
+        try:
+            toolchain.find_c()
+        except ToolchainError as error:
+            return str(error)
+        return None
+
+    def run(self, graph: Graph, codes: Codes, values: Codes | None) -> Codes:
+        from edgemat.targets import mcu
+
+        return mcu.run_host(graph, codes)
+
+    def trace(self, graph: Graph, codes: Codes) -> Codes:
+        from edgemat.targets import mcu
+
+        return mcu.run_host(graph, codes, trace=True)
+
+
+class Emulated(Backend):
+    """The generated C on an emulated microcontroller."""
+
+    def __init__(self, machine: str) -> None:
+        self.name = f"mcu:{machine}"
+        self._machine = machine
+
+    def missing(self) -> str | None:
+        from edgemat.targets.mcu import emulator
+
+        return emulator.missing()
+
+    def run(self, graph: Graph, codes: Codes, values: Codes | None) -> Codes:
+        from edgemat.targets import mcu
+
+        return mcu.run_emulated(graph, codes, self._machine)
+
+
+class Hls(Backend):
+    """The generated C++, compiled with the real ap_* headers."""
+
+    def __init__(self, io: str) -> None:
+        self.name = f"hls:{io}"
+        self._io = io
+
+    def missing(self) -> str | None:
+        from edgemat.targets import apheaders, toolchain
+
+        try:
+            toolchain.find_cxx()
+        except ToolchainError as error:
+            return str(error)
+        if apheaders.find_ap_headers() is None:
+            return "the ap_* headers are not here; run: edgemat headers"
+        return None
+
+    def run(self, graph: Graph, codes: Codes, values: Codes | None) -> Codes:
+        from edgemat.targets import hls
+
+        return hls.run_csim(graph, codes, io=self._io)
+
+    def trace(self, graph: Graph, codes: Codes) -> Codes:
+        from edgemat.targets import hls
+
+        return hls.run_csim(graph, codes, io=self._io, trace=True)
+
+
+NAMES = ("reference", "torch", "onnx", "hls", "hls:parallel", "hls:stream", "mcu", "mcu:cortex-m4", "mcu:rv32imc")
+DEFAULT = ("reference", "onnx", "hls", "mcu")
+
+
+def make(name: str, module: object | None) -> Backend:
+    """The backend of a name; "hls" is the parallel interface.
+
+    Raises:
+        EdgematError: for an unknown name, or "torch" without a module.
+    """
+    if name == "torch":
+        if module is None:
+            raise EdgematError("backend 'torch' needs the module: pass module= to edgemat.verify")
+        return Torch(module)
+    if name in ("hls", "hls:parallel", "hls:stream"):
+        backend = Hls("stream" if name.endswith("stream") else "parallel")
+        backend.name = name
+        return backend
+    if name in ("mcu:cortex-m4", "mcu:rv32imc"):
+        return Emulated(name.split(":")[1])
+    simple: dict[str, type[Backend]] = {"reference": Reference, "onnx": Onnx, "mcu": Mcu}
+    if name not in simple:
+        raise EdgematError(f"backend {name!r} is unknown, expected some of {', '.join(NAMES)}")
+    return simple[name]()

@@ -1,0 +1,134 @@
+"""What a verification found."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+EXACT, MISMATCH, UNAVAILABLE = "exact", "mismatch", "unavailable"
+
+
+@dataclass(frozen=True)
+class BackendResult:
+    """One backend's row.
+
+    Attributes:
+        status: "exact", "mismatch" or "unavailable".
+        compared: Codes compared.
+        mismatches: Codes that differ.
+        reason: Why it is unavailable, or what was found.
+    """
+
+    status: str
+    compared: int = 0
+    mismatches: int = 0
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Mismatch:
+    """The first code that differs: the first node in graph order, then the first index.
+
+    Attributes:
+        backend: Name of the backend.
+        node: Node that wrote the tensor.
+        index: Position, beginning with the sample.
+        expected: The reference's code.
+        found: The backend's code.
+    """
+
+    backend: str
+    node: str
+    index: list[int]
+    expected: int
+    found: int
+
+
+@dataclass(frozen=True)
+class Report:
+    """Result of `edgemat.verify`.
+
+    Attributes:
+        samples: Samples each full backend ran, corner vectors included.
+        corners: How many of them are corner vectors.
+        backends: Row by backend name.
+        first_mismatch: The first difference, or None.
+        overflow_proved: Whether every accumulator is proved to hold its sums.
+        ties: Fused requantisations whose ties (and their neighbours) occurred, of all that have any.
+    """
+
+    samples: int
+    corners: int
+    backends: dict[str, BackendResult]
+    first_mismatch: Mismatch | None
+    overflow_proved: bool
+    ties: tuple[int, int]
+
+    @property
+    def ok(self) -> bool:
+        """True if every backend that ran is exact and at least one ran beside the reference."""
+        ran = [row.status for row in self.backends.values()]
+        return MISMATCH not in ran and EXACT in ran
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON form."""
+        first = self.first_mismatch
+        return {
+            "ok": self.ok,
+            "samples": self.samples,
+            "corners": self.corners,
+            "backends": {
+                name: {
+                    "status": row.status,
+                    "compared": row.compared,
+                    "mismatches": row.mismatches,
+                    "reason": row.reason,
+                }
+                for name, row in self.backends.items()
+            },
+            "first_mismatch": None
+            if first is None
+            else {
+                "backend": first.backend,
+                "node": first.node,
+                "index": first.index,
+                "expected": first.expected,
+                "found": first.found,
+            },
+            "overflow": {"proved": self.overflow_proved},
+            "ties": {"covered": self.ties[0], "of": self.ties[1]},
+        }
+
+    def render(self) -> RenderableType:
+        """A table for people."""
+        from rich.console import Group
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(title=f"{self.samples} samples, {self.corners} of them corner vectors")
+        for column in ("backend", "status"):
+            table.add_column(column)
+        for column in ("codes compared", "mismatches"):
+            table.add_column(column, justify="right")
+        table.add_column("note")
+        colours = {EXACT: "green", MISMATCH: "bold red", UNAVAILABLE: "yellow"}
+        for name, row in self.backends.items():
+            table.add_row(
+                name,
+                Text(row.status, style=colours[row.status]),
+                f"{row.compared:,}",
+                f"{row.mismatches:,}",
+                Text(row.reason),
+            )
+        proof = "proved: no accumulator can overflow" if self.overflow_proved else "NOT proved: see edgemat inspect"
+        lines = [f"Overflow {proof}. Ties met at {self.ties[0]} of {self.ties[1]} requantisations."]
+        first = self.first_mismatch
+        if first is not None:
+            lines.append(
+                f"First difference: backend {first.backend}, node {first.node}, index {first.index}: "
+                f"expected {first.expected}, found {first.found}."
+            )
+        return Group(table, *(Text(line) for line in lines))

@@ -1,0 +1,197 @@
+"""The verb `verify`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from edgemat.errors import EdgematError, ToolchainError
+from edgemat.lower.graph import Graph
+from edgemat.lower.reader import read
+from edgemat.sim import reference
+from edgemat.sim.arrays import Arrays, by_name, to_codes, to_float32
+from edgemat.verification import backends as rooms
+from edgemat.verification.corners import corner_codes
+from edgemat.verification.report import EXACT, MISMATCH, UNAVAILABLE, BackendResult, Mismatch, Report
+
+DEFAULT_SAMPLES = 64
+
+
+def verify(
+    path: str | os.PathLike[str] | Graph,
+    inputs: Arrays | None = None,
+    *,
+    samples: int | None = None,
+    backends: Sequence[str] | None = None,
+    codes: bool = False,
+    module: Any = None,
+    seed: int = 0,
+) -> Report:
+    """Runs the same inputs through every backend and compares integer codes for equality.
+
+    Corner vectors (rails, extremes, ties) are added to whatever is given.
+
+    Args:
+        path: A lowered file.
+        inputs: Real values (cast to float32) [N, ...], or a dict by input name; codes with `codes`.
+        samples: Without `inputs`: how many random samples to draw (default 64).
+        backends: Names (`NAMES`); by default reference, onnx, hls and mcu, those missing here reported as unavailable.
+            A backend asked for by name that cannot run is an error.
+        codes: `inputs` holds integer codes.
+        module: The torch module the file was made of; adds the backend "torch".
+        seed: Of the random samples and tie search.
+
+    Returns:
+        The report; mismatches do not raise.
+
+    Raises:
+        ToolchainError: if a backend asked for by name cannot run here.
+        FormatError: for inputs that do not fit the model.
+        EdgematError: for an unknown backend, or both `inputs` and `samples`.
+    """
+    if inputs is not None and samples is not None:
+        raise EdgematError("inputs and samples exclude each other; pass one of them")
+    if samples is not None and samples < 1:
+        raise EdgematError(f"samples is {samples}, expected at least 1")
+    graph = path if isinstance(path, Graph) else read(path)
+    asked = backends is not None
+    names = list(dict.fromkeys(backends if backends is not None else rooms.DEFAULT))
+    if module is not None and "torch" not in names:
+        names.insert(0, "torch")
+    if not names:
+        raise EdgematError(f"no backend was named, expected some of {', '.join(rooms.NAMES)}")
+    chosen = [rooms.make(name, module) for name in names]
+    feeds, values, corner_count, met = _inputs(graph, inputs, samples, codes, seed)
+    total = len(next(iter(feeds.values())))
+    with _progress(len(chosen) + 1) as advance:
+        advance("reference")
+        expected = reference.run(graph, feeds)
+        rows: dict[str, BackendResult] = {}
+        first: tuple[int, Mismatch] | None = None
+        for backend in chosen:
+            advance(backend.name)
+            reason = backend.missing()
+            if reason is not None:
+                if asked:
+                    raise ToolchainError(f"backend {backend.name!r} cannot run: {reason}")
+                rows[backend.name] = BackendResult(UNAVAILABLE, reason=reason)
+                continue
+            found = expected if backend.name == "reference" else backend.run(graph, feeds, values)
+            rows[backend.name] = _compare(expected, found)
+            if rows[backend.name].status == MISMATCH:
+                at = _locate(graph, backend, feeds, expected, found)
+                if first is None or at[0] < first[0]:
+                    first = at
+    proved = all(call.bounds.magnitude < 1 << 63 for call in graph.nodes)
+    return Report(total, corner_count, rows, None if first is None else first[1], proved, met)
+
+
+def _inputs(
+    graph: Graph, inputs: Arrays | None, samples: int | None, codes: bool, seed: int
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray] | None, int, tuple[int, int]]:
+    """Codes of all samples, their float values where the caller gave floats, the corner count and ties met."""
+    corners, met = corner_codes(graph, seed)
+    count = len(next(iter(corners.values())))
+    values: dict[str, np.ndarray] | None = None
+    if inputs is None:
+        rng = np.random.default_rng(seed + 1)
+        drawn = {}
+        for name in graph.inputs:
+            t = graph.tensors[name]
+            shape = (samples or DEFAULT_SAMPLES, *t.sample_shape)
+            drawn[name] = rng.integers(t.lo, t.hi, shape, np.int64, endpoint=True)
+    else:
+        drawn = to_codes(graph, inputs, codes)
+        if not codes:
+            from edgemat import formats
+
+            values = {}
+            for index, (name, array) in enumerate(by_name(graph, inputs).items()):
+                t = graph.input_type(index)
+                corner = formats.dequantize(corners[t.name], t.format).astype(np.float32)
+                values[name] = np.concatenate([to_float32(name, array), corner])
+    return {n: np.concatenate([drawn[n], corners[n]]) for n in graph.inputs}, values, count, met
+
+
+def _compare(expected: dict[str, np.ndarray], found: dict[str, np.ndarray]) -> BackendResult:
+    compared = mismatches = 0
+    for name, codes in expected.items():
+        other = found.get(name)
+        compared += codes.size
+        if other is None or other.shape != codes.shape:
+            mismatches += codes.size
+        else:
+            mismatches += int((other != codes).sum())
+    return BackendResult(MISMATCH if mismatches else EXACT, compared, mismatches)
+
+
+def _locate(
+    graph: Graph,
+    backend: rooms.Backend,
+    feeds: dict[str, np.ndarray],
+    expected: dict[str, np.ndarray],
+    found: dict[str, np.ndarray],
+) -> tuple[int, Mismatch]:
+    """The first node in graph order, and there the first index, at which the backend differs."""
+    sample = min(_first_sample(expected[name], found.get(name)) for name in expected)
+    one = {name: array[sample : sample + 1] for name, array in feeds.items()}
+    truth = reference.trace(graph, one)
+    shown: dict[str, np.ndarray] = {}
+    try:
+        shown = backend.trace(graph, one)
+    except (EdgematError, NotImplementedError):
+        shown = {}
+    order = [(i, call.outputs[0], call.name) for i, call in enumerate(graph.nodes)]
+    for position, name, node in order:
+        if name in shown and shown[name].shape == truth[name].shape and (shown[name] != truth[name]).any():
+            index = [int(i) for i in np.argwhere(shown[name] != truth[name])[0]]
+            spot = tuple(index)
+            mismatch = Mismatch(
+                backend.name, node, [sample, *index[1:]], int(truth[name][spot]), int(shown[name][spot])
+            )
+            return position, mismatch
+    for position, name, node in order or [(0, graph.outputs[0], "input")]:
+        other = found.get(name)
+        if name in expected and (other is None or other.shape != expected[name].shape):
+            return position, Mismatch(backend.name, node, [0], int(expected[name].flat[0]), 0)
+        if name in expected and other is not None and (other != expected[name]).any():
+            index = [int(i) for i in np.argwhere(other != expected[name])[0]]
+            spot = tuple(index)
+            return position, Mismatch(backend.name, node, index, int(expected[name][spot]), int(other[spot]))
+    name = graph.outputs[0]
+    return len(order), Mismatch(backend.name, name, [sample], int(expected[name].flat[0]), 0)
+
+
+def _first_sample(expected: np.ndarray, found: np.ndarray | None) -> int:
+    if found is None or found.shape != expected.shape:
+        return 0
+    wrong = (expected != found).reshape(len(expected), -1).any(axis=1)
+    return int(wrong.argmax()) if wrong.any() else len(expected) - 1
+
+
+@contextmanager
+def _progress(steps: int):  # type: ignore[no-untyped-def]
+    """A progress bar on stderr when that is a terminal; gives a function that names the next step."""
+    if not sys.stderr.isatty():
+        yield lambda name: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("verify {task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=steps)
+        started = False
+
+        def advance(name: str) -> None:
+            nonlocal started
+            bar.update(task, description=name, advance=1 if started else 0)
+            started = True
+
+        step: Callable[[str], None] = advance
+        yield step
