@@ -8,6 +8,10 @@
 #ifndef EDGEMAT_SIM_HLS_STREAM_H
 #define EDGEMAT_SIM_HLS_STREAM_H
 
+#ifdef EDGEMAT_TRACE
+#include <edgemat_trace.h>
+#endif
+
 #include <cstddef>
 #include <cstdio>
 #include <cstdlib>
@@ -165,6 +169,9 @@ class stream<T, 0> {
     }
 
     void write(const T& element) {
+#ifdef EDGEMAT_TRACE
+        edgemat::sim::trace_beat(name_, element);
+#endif
 #ifdef EDGEMAT_THREADS
         std::unique_lock<std::mutex> held(edgemat::sim::state().lock);
         if (edgemat::sim::self() != nullptr) {

@@ -21,4 +21,12 @@
 
 #endif
 
+// With EDGEMAT_TRACE the C simulation writes the codes of every tensor to files (edgemat_trace.h beside the stream shim).
+#if defined(EDGEMAT_TRACE) && !defined(__SYNTHESIS__)
+#include <edgemat_trace.h>
+#define EDGEMAT_TRACE_ARRAY(name, array, size) edgemat::sim::trace_array(name, array, size)
+#else
+#define EDGEMAT_TRACE_ARRAY(name, array, size)
+#endif
+
 #endif  // EDGEMAT_DATAFLOW_HPP

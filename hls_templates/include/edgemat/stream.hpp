@@ -42,10 +42,20 @@ write_beats:
     }
 }
 
-// Dataflow process: feed a stream from a memory port.
-template <int SIZE, class T, int LANES>
-void load(const T elements[SIZE], hls::stream<vec<T, LANES> >& sink) {
-    write_elements<SIZE>(elements, sink);
+// Dataflow process: feed a stream from a memory port or from constants of any element type.
+template <int SIZE, class X, class T, int LANES>
+void load(const X* elements, hls::stream<vec<T, LANES> >& sink) {
+    static_assert(SIZE % LANES == 0, "a stream's lanes must divide the elements written to it");
+load_beats:
+    for (int first = 0; first < SIZE; first += LANES) {
+#pragma HLS PIPELINE II = 1
+        vec<T, LANES> beat;
+        for (int lane = 0; lane < LANES; lane++) {
+#pragma HLS UNROLL
+            beat[lane] = T(elements[first + lane]);
+        }
+        sink.write(beat);
+    }
 }
 
 // Dataflow process: store a stream to a memory port.
@@ -67,15 +77,25 @@ copy_beats:
     }
 }
 
-// The same for arrays between processes of a dataflow region.
-template <int SIZE, class T>
-void clone_array(const T source[SIZE], T first[SIZE], T second[SIZE]) {
+// Dataflow process: take a tensor that nothing reads.
+template <int SIZE, class T, int LANES>
+void drain(hls::stream<vec<T, LANES> >& source) {
+drop_beats:
+    for (int first = 0; first < SIZE; first += LANES) {
+#pragma HLS PIPELINE II = 1
+        source.read();
+    }
+}
+
+// The clone of arrays between the processes of a dataflow region.
+template <int SIZE, class T, class... Sinks>
+void clone_array(const T* source, Sinks*... sinks) {
 copy_elements:
     for (int i = 0; i < SIZE; i++) {
 #pragma HLS PIPELINE II = 1
         const T code = source[i];
-        first[i] = code;
-        second[i] = code;
+        const int written[] = {(sinks[i] = code, 0)...};
+        (void)written;
     }
 }
 

@@ -1,0 +1,349 @@
+"""The HLS project: what each file says, and writing the folder in one go.
+
+`Project` prepares every word the templates print; they only loop. `export` writes to a temporary folder beside the
+target and renames it on success. The same graph and plan give the same bytes.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib import resources
+from importlib.abc import Traversable
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+import edgemat
+from edgemat.errors import EdgematError
+from edgemat.targets.hls.config import Config, ConstantArray
+from edgemat.targets.hls.design import COMPLETE_ELEMENTS, REGISTER_PORT_BITS, Design, make_design
+from edgemat.targets.hls.plan import Plan, load_plan
+from edgemat.targets.hls.process import Channel
+from edgemat.targets.hls.vectors import encode, sample_vectors
+from edgemat.targets.layout import Network, to_native
+
+MARKER = "parameters.hpp"
+INLINE_ELEMENTS = 256
+_SIM = ("hls_stream.h", "edgemat_trace.h", "ap_axi_sdata.h")
+
+
+@dataclass(frozen=True)
+class PortText:
+    """A port of the top function."""
+
+    kind: str
+    name: str
+    suffix: str
+    shape: str
+    format: str
+    remark: str
+    element: str
+    type: str
+    size: int
+    rounding: str
+    overflow: str
+    fracs: str
+    frac_count: int
+
+
+@dataclass(frozen=True)
+class ChannelText:
+    """A local stream or array of the top function."""
+
+    declaration: str
+    pragmas: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class TraceText:
+    """An array that a traced simulation writes out."""
+
+    name: str
+    size: int
+
+
+@dataclass(frozen=True)
+class CallText:
+    """One call of the top function."""
+
+    label: str
+    text: str
+    traces: tuple[TraceText, ...]
+
+
+@dataclass(frozen=True)
+class ArrayText:
+    """A constant array and, where it is large, the file it goes to."""
+
+    name: str
+    element: str
+    extents: str
+    lines: tuple[str, ...]
+    file: str
+
+
+@dataclass(frozen=True)
+class NodeText:
+    """What parameters.hpp says about one process."""
+
+    arrays: tuple[ArrayText, ...]
+    config: Config | None
+
+
+class Project:
+    """Everything the templates print for one design.
+
+    Args:
+        design: from `make_design`.
+    """
+
+    def __init__(self, design: Design) -> None:
+        self.design = design
+        self.version = edgemat.__version__
+        self.top = design.top
+        self.guard = design.top.upper()
+        self.stream = design.stream
+        self.dataflow = design.dataflow
+        self.part = design.plan.part
+        self.clock_ns = f"{design.plan.clock_ns:g}"
+        self.port_kind = design.plan.port_kind
+        self.stream_ports = self.stream and self.port_kind != "memory"
+        self.inputs = tuple(self._port(c, i, len(design.inputs)) for i, c in enumerate(design.inputs))
+        self.outputs = tuple(self._port(c, i, len(design.outputs)) for i, c in enumerate(design.outputs))
+        self.ports = self.inputs + self.outputs
+        self.input_size = sum(p.size for p in self.inputs)
+        self.output_size = sum(p.size for p in self.outputs)
+        self.arguments = ", ".join(p.name for p in self.ports)
+        self.signature = ", ".join(self._parameter(p) for p in self.ports)
+        self.pragmas = tuple(self._top_pragmas())
+        self.channels = tuple(self._channel(c) for c in design.channels)
+        traced = [c for p in design.processes for c in p.traced]
+        self.calls = tuple(
+            CallText(p.label, p.call, tuple(TraceText(c.name, c.size) for c in p.traced)) for p in design.processes
+        )
+        self.trace_channels = traced
+        headers = sorted({p.header for p in design.processes})
+        self.includes = ["dataflow", *headers]
+        self.top_includes = ["<hls_stream.h>", '"edgemat/types.hpp"'] if self.stream_ports else ['"edgemat/types.hpp"']
+        self.nodes = tuple(
+            NodeText(tuple(self._array(a) for a in p.arrays), p.config)
+            for p in design.processes
+            if p.arrays or p.config
+        )
+
+    # -- words ---------------------------------------------------------------------------------------------------
+    def _port(self, channel: Channel, index: int, count: int) -> PortText:
+        tensor, kind = channel.tensor, channel.port
+        fmt = tensor.format
+        kind_of_type = f"edgemat::vec<{channel.element}, {channel.lanes}>"
+        return PortText(
+            kind,
+            channel.name,
+            kind if count == 1 else channel.name,
+            "x".join(map(str, tensor.shape)) or "1",
+            str(fmt) if len(fmt.fracs) <= 8 else f"{fmt.width} bits, a binary point per channel",
+            f", {channel.lanes} per beat" if self.stream_ports else "",
+            channel.element,
+            f"hls::stream<{kind_of_type} >",
+            channel.size,
+            fmt.rounding,
+            fmt.overflow,
+            ", ".join(map(str, fmt.fracs)),
+            len(fmt.fracs),
+        )
+
+    def _parameter(self, port: PortText) -> str:
+        if self.stream_ports:
+            return f"{port.type}& {port.name}"
+        const = "const " if port.kind == "input" else ""
+        return f"{const}{port.element} {port.name}[{port.size}]"
+
+    def _top_pragmas(self) -> list[str]:
+        lines = []
+        for channel in (*self.design.inputs, *self.design.outputs):
+            if self.stream_ports:
+                lines.append(f"INTERFACE mode=axis port={channel.name}")
+            elif self.port_kind == "registers" and channel.size * channel.tensor.format.width <= REGISTER_PORT_BITS:
+                lines.append(f"ARRAY_RESHAPE variable={channel.name} type=complete dim=0")
+                lines.append(f"INTERFACE mode=ap_vld port={channel.name}")
+            else:
+                lines.append(f"INTERFACE mode=ap_memory port={channel.name}")
+        lines.append("DATAFLOW" if self.dataflow else "PIPELINE II=1")
+        return lines
+
+    def _channel(self, channel: Channel) -> ChannelText:
+        if self.stream:
+            kind = f"hls::stream<edgemat::vec<{channel.element}, {channel.lanes}>, {channel.depth}>"
+            return ChannelText(f'{kind} {channel.name}("{channel.name}")', ())
+        declaration = f"{channel.element} {channel.name}[{channel.size}]"
+        if channel.size <= COMPLETE_ELEMENTS:
+            return ChannelText(declaration, (f"ARRAY_PARTITION variable={channel.name} type=complete dim=0",))
+        factor = channel.tensor.shape[-1]
+        return ChannelText(declaration, (f"ARRAY_RESHAPE variable={channel.name} type=cyclic factor={factor} dim=1",))
+
+    @staticmethod
+    def _array(array: ConstantArray) -> ArrayText:
+        large = array.values.size > INLINE_ELEMENTS
+        return ArrayText(
+            array.name, array.element, array.extents, array.lines, f"weights/{array.name}.hpp" if large else ""
+        )
+
+    # -- files ---------------------------------------------------------------------------------------------------
+    def files(self, *, vectors: bool = True) -> dict[str, bytes]:
+        """Contents of every file by relative path.
+
+        Args:
+            vectors: include samples and their expected codes (the reference computes them).
+        """
+        made = {
+            f"{self.top}.hpp": _render("top.hpp", p=self),
+            f"{self.top}.cpp": _render("top.cpp", p=self),
+            f"{self.top}_host.hpp": _render("host.hpp", p=self),
+            "parameters.hpp": _render("parameters.hpp", p=self),
+            "testbench.cpp": _render("testbench.cpp", p=self),
+            "build_hls.tcl": _render("build_hls.tcl", p=self),
+            "hls_config.cfg": _render("hls_config.cfg", p=self),
+            "Makefile": _render("Makefile", p=self),
+        }
+        for node in self.nodes:
+            for array in node.arrays:
+                if array.file:
+                    made[array.file] = _render("weights.hpp", array=array)
+        contents = {name: text.encode() for name, text in made.items()}
+        for name in library_closure([*self.includes, "rounding", "types", "testbench", "boundary"]):
+            contents[f"include/edgemat/{name}"] = library().joinpath("include", "edgemat", name).read_bytes()
+        for name in _SIM:
+            contents[f"sim/{name}"] = library().joinpath("sim", name).read_bytes()
+        if vectors:
+            codes, expected = sample_vectors(self.design.network)
+            contents["vectors/inputs.bin"] = encode(self.design.network.inputs, codes)
+            contents["vectors/expected.bin"] = encode(self.design.network.outputs, expected)
+        return contents
+
+
+def library() -> Traversable:
+    """The template library: package data of an installed edgemat, else the sibling folder of a source checkout."""
+    installed = resources.files("edgemat").joinpath("_hls_templates")
+    if installed.joinpath("include").is_dir():
+        return installed
+    sibling = Path(__file__).resolve().parents[3] / "hls_templates"
+    if not (sibling / "include").is_dir():
+        raise EdgematError(f"the HLS template library is missing at {sibling}; install edgemat again")
+    return sibling
+
+
+def library_closure(stems: Sequence[str]) -> list[str]:
+    """File names of the headers that `stems` need, themselves included, sorted."""
+    found: set[str] = set()
+    waiting = [f"{stem}.hpp" for stem in stems]
+    while waiting:
+        name = waiting.pop()
+        if name in found:
+            continue
+        found.add(name)
+        text = library().joinpath("include", "edgemat", name).read_text(encoding="utf-8")
+        waiting += re.findall(r'#include "edgemat/([a-z_]+\.hpp)"', text)
+    return sorted(found)
+
+
+def plan_from(
+    io: str | None = None,
+    reuse: int | None = None,
+    plan: Path | str | Plan | None = None,
+    clock_ns: float | None = None,
+    part: str | None = None,
+    ports: str | None = None,
+) -> Plan:
+    """The plan that options and a plan file give together; options win."""
+    given: dict[str, Any] = {"io": io, "reuse": reuse, "clock_ns": clock_ns, "part": part, "ports": ports}
+    given = {key: value for key, value in given.items() if value is not None}
+    if isinstance(plan, Plan):
+        return Plan(**{**{name: getattr(plan, name) for name in plan.__dataclass_fields__}, **given})
+    return Plan(**given) if plan is None else load_plan(plan, **given)
+
+
+def project(graph: Any, plan: Plan | None = None) -> Project:
+    """Plan the HLS project of a lowered graph.
+
+    Args:
+        graph: a `Graph` of `edgemat.lower.reader`, or a `Network`.
+        plan: choices; the defaults of `Plan` if not given.
+
+    Raises:
+        UnsupportedOpError: an operator has no template.
+        PlanError: the plan does not fit the model.
+    """
+    network = graph if isinstance(graph, Network) else to_native(graph)
+    return Project(make_design(network, plan or Plan()))
+
+
+def export(graph: Any, output: Path | str, **options: Any) -> Path:
+    """Write the HLS project of a lowered graph; an earlier one at that place is replaced.
+
+    Args:
+        graph: a `Graph` of `edgemat.lower.reader`.
+        output: folder to write.
+        **options: those of `plan_from`.
+
+    Returns:
+        The folder.
+
+    Raises:
+        EdgematError: it cannot be written; nothing is left behind.
+    """
+    files = project(graph, plan_from(**options)).files()
+    output = Path(output)
+    if output.exists() and (not output.is_dir() or (any(output.iterdir()) and not (output / MARKER).exists())):
+        raise EdgematError(f"{output} exists and is not an edgemat hls project; choose another folder or remove it")
+    staging = None
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
+        write_files(files, staging / "new")
+        if output.exists():
+            output.rename(staging / "old")
+        try:
+            (staging / "new").rename(output)
+        except BaseException:
+            if (staging / "old").exists():
+                (staging / "old").rename(output)
+            raise
+    except OSError as error:
+        raise EdgematError(
+            f"folder {output} cannot be written ({error.strerror}); make room or choose another"
+        ) from error
+    finally:
+        if staging is not None:
+            shutil.rmtree(staging, ignore_errors=True)
+    return output
+
+
+def write_files(files: dict[str, bytes], folder: Path) -> None:
+    """Write file contents below a folder."""
+    for name, data in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+
+
+def _render(name: str, **context: Any) -> str:
+    return _environment().get_template(f"{name}.j2").render(**context)
+
+
+@lru_cache(maxsize=1)
+def _environment() -> jinja2.Environment:
+    folder = resources.files("edgemat.targets.hls").joinpath("templates")
+    return jinja2.Environment(
+        loader=jinja2.FunctionLoader(lambda name: folder.joinpath(name).read_text(encoding="utf-8")),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,
+    )
