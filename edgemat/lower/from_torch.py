@@ -11,6 +11,7 @@ from typing import Any
 
 import onnx_ir as ir
 import torch
+from torch.utils._pytree import tree_flatten_with_path, tree_unflatten
 
 from edgemat.errors import EdgematError, LoweringError
 from edgemat.lower.importer import Importer
@@ -49,7 +50,7 @@ def lowered(module: torch.nn.Module, example_input: Example, *, name: str | None
     from edgemat.nn import prepare_export
 
     example = _two_samples(example_input)
-    source = _exported(prepare_export(module), example)
+    source, names = _exported(prepare_export(module), example)
     graph = source.graph
     imp = Importer(_legal(name or type(module).__name__))
     for value in graph.inputs:
@@ -58,8 +59,8 @@ def lowered(module: torch.nn.Module, example_input: Example, *, name: str | None
     for node in graph:
         if node in needed and not (node.domain == "" and node.op_type in _SHAPE_ONLY) and not _is_constant(imp, node):
             import_node(imp, node)
-    for value in graph.outputs:
-        imp.output(value, value.name or "output")
+    for value, label in zip(graph.outputs, names, strict=True):
+        imp.output(value, label)
     model = ir.Model(imp.graph, ir_version=10)
     simplify(model)
     finish(model)
@@ -127,7 +128,10 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _exported(module: torch.nn.Module, example: tuple[torch.Tensor, ...] | dict[str, torch.Tensor]) -> ir.Model:
+def _exported(
+    module: torch.nn.Module, example: tuple[torch.Tensor, ...] | dict[str, torch.Tensor]
+) -> tuple[ir.Model, list[str]]:
+    """The exporter's model and the names of its outputs."""
     batch = torch.export.Dim("batch")
     named = isinstance(example, dict)
     shapes: Any = {k: {0: batch} for k in example} if named else tuple({0: batch} for _ in example)
@@ -156,4 +160,19 @@ def _exported(module: torch.nn.Module, example: tuple[torch.Tensor, ...] | dict[
             "keep the batch on axis 0 symbolic and the control flow free of tensor values"
         ) from error
     assert program is not None
-    return program.model
+    return program.model, _output_names(program, len(program.model.graph.outputs))
+
+
+def _output_names(program: torch.onnx.ONNXProgram, count: int) -> list[str]:
+    """ "output" for one tensor, "output_0", ... for a sequence, the keys for a dict."""
+    exported = program.exported_program
+    spec = exported.call_spec.out_spec if exported is not None else None
+    if spec is None or spec.num_leaves != count:
+        return ["output"] if count == 1 else [f"output_{i}" for i in range(count)]
+    paths = tree_flatten_with_path(tree_unflatten(list(range(count)), spec))[0]
+    names = []
+    for path, index in paths:
+        keys = [str(getattr(key, "key", getattr(key, "idx", index))) for key in path]
+        keyed = any(hasattr(key, "key") for key in path)
+        names.append("_".join(keys) if keyed else "_".join(["output", *keys]))
+    return names if len(set(names)) == count else [f"output_{i}" for i in range(count)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Sequence
 from typing import Any
 
@@ -202,21 +203,33 @@ class Importer:
         output: ir.Value | None = None,
     ) -> None:
         """Appends the typed node a source node becomes."""
-        self.alias(output or node.outputs[0], self.add(op_type, inputs, attrs, node.name or op_type))
+        self.alias(output or node.outputs[0], self.add(op_type, inputs, attrs, source_name(node)))
 
     def alias(self, source: ir.Value, built: ir.Value) -> None:
         """A source value is this built value."""
         self._map[source] = built
 
     def output(self, source: ir.Value, name: str) -> None:
-        """Closes a graph output with a Dequantize."""
+        """Closes a graph output, called `name`, with a Dequantize."""
         value = self._map.get(source)
         if value is None or self.type(value).format is REAL:
             raise LoweringError(f"output {name!r} is not quantised; end the network in edgemat layers")
-        self._names.discard(name)
         made = self.add("Dequantize", [value], {}, f"{name}_dequantize")
         made.name = self._unique(name)
         node = made.producer()
         assert node is not None
         type_node(node)
         self.graph.outputs.append(made)
+
+
+def source_name(node: ir.Node) -> str:
+    """The module path torch's exporter noted for a node ("layer1.conv"), or the node's own name."""
+    try:
+        scopes = ast.literal_eval(node.metadata_props.get("pkg.torch.onnx.name_scopes", "[]"))
+    except (ValueError, SyntaxError):
+        scopes = []
+    inner = [str(s) for s in scopes if s and not str(s).startswith("_")]
+    if not inner:
+        return node.name or node.op_type
+    path = inner[-2] if len(inner) > 1 and str(scopes[-1]) == inner[-1] else inner[-1]
+    return path.removesuffix(".output_quantizer")

@@ -16,6 +16,7 @@ from edgemat.ops.pooling import AveragePool, MaxPool
 from edgemat.ops.prelu import PRelu
 from edgemat.ops.relu import Relu
 from edgemat.ops.shape import Concat, Pad, Reshape, Slice, Transpose
+from edgemat.ops.softmax import Softmax
 from edgemat.ops.table import Table
 from edgemat.ops.upsample import Upsample
 
@@ -32,6 +33,7 @@ OPS: tuple[Op, ...] = (
     Clip(),
     PRelu(),
     Table(),
+    Softmax(),
     Add(),
     Sub(),
     Mul(),

@@ -9,8 +9,9 @@ from edgemat.lower.passes.align_operands import AlignOperands
 from edgemat.lower.passes.drop_dead import DropDead
 from edgemat.lower.passes.drop_identity import DropIdentity
 from edgemat.lower.passes.fuse_requantize import FuseRequantize
+from edgemat.lower.passes.merge_reshapes import MergeReshapes
 
-PASSES = (AlignOperands, DropIdentity, AbsorbRelu, FuseRequantize, DropDead)
+PASSES = (AlignOperands, MergeReshapes, DropIdentity, AbsorbRelu, FuseRequantize, DropDead)
 
 
 def simplify(model: ir.Model) -> None:

@@ -1,4 +1,4 @@
-"""Removes what changes nothing: Requantize into the format a value has, and reshapes to the same shape.
+"""Removes what changes nothing: Requantize into the format a value has, reshapes, slices and transposes that keep all.
 
 A Requantize to the same grid whose target holds every proved code is the identity on codes, but it also declares a
 format: it goes only where the declared format (width, sign, binary point) is the one the value has.
@@ -19,12 +19,14 @@ class DropIdentity(ir.passes.InPlacePass):
         """Drops identities; types stay as they are."""
         modified = False
         for node in list(model.graph):
-            if not (is_op(node, "Requantize") or is_op(node, "Reshape") or is_op(node, "Transpose")):
+            if not any(is_op(node, op_type) for op_type in ("Requantize", "Reshape", "Transpose", "Slice")):
                 continue
             source = node.inputs[0]
             assert source is not None
             before, after = type_of(source), type_of(node.outputs[0])
             if before is None or after is None or before.shape != after.shape:
+                continue
+            if is_op(node, "Slice") and set(node.attributes["steps"].value) != {1}:
                 continue
             if is_op(node, "Transpose") and list(node.attributes["perm"].value) != list(
                 range(len(before.sample_shape))
