@@ -436,6 +436,7 @@ def carrier_for(magnitude: int, minimum: np.dtype | None = None) -> np.dtype:
         magnitude: Largest absolute integer that occurs, partial sums included.
         minimum: Type the value has already; a float64 is not narrowed to float32, an int64 of small codes is.
     """
-    if magnitude < 1 << 24 and minimum != np.dtype(np.float64):
+    # `is None` first: numpy takes None for float64 in a comparison of dtypes.
+    if magnitude < 1 << 24 and (minimum is None or minimum != np.dtype(np.float64)):
         return np.dtype(np.float32)
     return np.dtype(np.float64) if magnitude < 1 << 53 else np.dtype(np.int64)

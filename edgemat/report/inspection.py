@@ -1,0 +1,198 @@
+"""`inspect`: formats, ranges, accumulators, the overflow proof and the cost of a lowered file."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import onnx_ir as ir
+
+from edgemat.errors import UnsupportedOpError
+from edgemat.lower.graph import Graph
+from edgemat.lower.reader import read
+from edgemat.lower.writer import FORMAT_VERSION
+from edgemat.op import Call, Tensor
+from edgemat.report.carrier import carriers, reach_bits
+from edgemat.report.targets import TargetCost, target_cost
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+ACCUMULATOR_BITS = (32, 64)
+HLS_ACCUMULATOR_BITS_MAX = 64
+
+
+@dataclass(frozen=True)
+class Edge:
+    """A code tensor: its ONNX value name, shape (None is the batch), format and proved interval of codes."""
+
+    name: str
+    shape: tuple[int | None, ...]
+    format: str
+    range: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class NodeReport:
+    """One node of the lowered graph.
+
+    Attributes:
+        name: node name.
+        operator: ONNX op_type.
+        inputs: operands, weights and other constants included.
+        outputs: results.
+        final: interval of the finished accumulator, in codes.
+        partial: interval of every partial sum in any order.
+        hls_bits: bits of the two's complement accumulator that holds `final`.
+        c_bits: 32 or 64, the C accumulator that holds `partial`; 0 if none does.
+        carriers: types the ONNX body computes in.
+        requantize: format of the fused Requantize, or "".
+        multiplies: multiplications of one sample.
+        additions: additions of one sample.
+        weight_bits: bits of its weights.
+        proved: whether no accumulator of any backend can overflow.
+    """
+
+    name: str
+    operator: str
+    inputs: tuple[Edge, ...]
+    outputs: tuple[Edge, ...]
+    final: tuple[int, int]
+    partial: tuple[int, int]
+    hls_bits: int
+    c_bits: int
+    carriers: tuple[str, ...]
+    requantize: str
+    multiplies: int
+    additions: int
+    weight_bits: int
+    proved: bool
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What `inspect` returns.
+
+    Attributes:
+        model: the model's name.
+        inputs: code tensors behind the input quantisers.
+        outputs: code tensors before the output dequantisers.
+        nodes: operators in topological order.
+        target: modelled cost of a target, or None.
+    """
+
+    model: str
+    inputs: tuple[Edge, ...]
+    outputs: tuple[Edge, ...]
+    nodes: tuple[NodeReport, ...]
+    target: TargetCost | None = field(default=None)
+
+    @property
+    def proved(self) -> bool:
+        """Whether no accumulator of any backend can overflow for any input."""
+        return all(node.proved for node in self.nodes)
+
+    @property
+    def totals(self) -> dict[str, int]:
+        """Sums over the nodes, for one sample."""
+        keys = ("multiplies", "additions", "weight_bits")
+        return {"nodes": len(self.nodes), **{key: sum(getattr(node, key) for node in self.nodes) for key in keys}}
+
+    @property
+    def overflow(self) -> dict[str, Any]:
+        """The proof: whether it holds, the widest accumulators, and the nodes it fails for."""
+        return {
+            "proved": self.proved,
+            "nodes": len(self.nodes),
+            "widest_hls_bits": max((node.hls_bits for node in self.nodes), default=0),
+            "widest_c_bits": max((node.c_bits for node in self.nodes), default=0),
+            "unproved": [node.name for node in self.nodes if not node.proved],
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dicts, lists, strings and integers."""
+        made: dict[str, Any] = {"model": self.model, "format_version": FORMAT_VERSION}
+        made["inputs"] = [_plain(asdict(edge)) for edge in self.inputs]
+        made["outputs"] = [_plain(asdict(edge)) for edge in self.outputs]
+        made["nodes"] = [_plain(asdict(node)) for node in self.nodes]
+        made["totals"] = self.totals
+        made["overflow"] = self.overflow
+        made["target"] = None if self.target is None else self.target.to_dict()
+        return made
+
+    def render(self) -> RenderableType:
+        """Tables for the terminal."""
+        from edgemat.report.tables import inspection_tables
+
+        return inspection_tables(self)
+
+
+def inspect(path: str | os.PathLike[str] | Graph, target: str | None = None) -> Inspection:
+    """Describes a lowered file and proves that nothing in it can overflow.
+
+    Args:
+        path: A lowered file.
+        target: ``hls`` or ``mcu`` adds that target's cost (for ``hls``: modelled).
+
+    Returns:
+        The report; ``.to_dict()`` is JSON-able.
+
+    Raises:
+        LoweringError: if the file is not a lowered file.
+        UnsupportedOpError: if the target is unknown or has no form of a node.
+    """
+    if target not in (None, "hls", "mcu"):
+        raise UnsupportedOpError(f"target is {target!r}, expected one of hls, mcu")
+    graph = path if isinstance(path, Graph) else read(path)
+    functions = {f.overload: f for f in graph.model.functions.values()}
+    overloads = {node.outputs[0].name or "": node.overload for node in graph.model.graph}
+    return Inspection(
+        graph.name,
+        tuple(_edge(graph.tensors[name]) for name in graph.inputs),
+        tuple(_edge(graph.tensors[name]) for name in graph.outputs),
+        tuple(_node(call, functions[overloads[call.outputs[0]]]) for call in graph.nodes),
+        None if target is None else target_cost(graph, target),
+    )
+
+
+def _edge(tensor: Tensor) -> Edge:
+    return Edge(tensor.name, tensor.shape, str(tensor.format), (tensor.lo, tensor.hi))
+
+
+def _node(call: Call, function: ir.Function) -> NodeReport:
+    bounds, cost = call.bounds, call.op.cost(call)
+    used = carriers(call, function)
+    hls_bits = two_complement_bits(*bounds.final)
+    wanted = two_complement_bits(*bounds.partial)
+    c_bits = next((bits for bits in ACCUMULATOR_BITS if wanted <= bits), 0)
+    proved = c_bits > 0 and hls_bits <= HLS_ACCUMULATOR_BITS_MAX and bounds.magnitude.bit_length() <= reach_bits(used)
+    return NodeReport(
+        call.name,
+        call.op.name,
+        tuple(_edge(tensor) for tensor in call.x),
+        tuple(_edge(tensor) for tensor in call.y),
+        bounds.final,
+        bounds.partial,
+        hls_bits,
+        c_bits,
+        used,
+        "" if call.epilogue is None else str(call.epilogue.format),
+        cost.multiplies,
+        cost.additions,
+        cost.weight_bits,
+        proved,
+    )
+
+
+def two_complement_bits(lo: int, hi: int) -> int:
+    """Bits of the narrowest two's complement integer that holds lo to hi."""
+    return max(hi.bit_length() if hi > 0 else 0, (-lo - 1).bit_length() if lo < 0 else 0) + 1
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value

@@ -1,0 +1,108 @@
+"""The reports as tables for the terminal; names from a file are shown as text, never as markup."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from edgemat.report.operators import BACKENDS
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from edgemat.report.inspection import Edge, Inspection, NodeReport
+    from edgemat.report.operators import OpsTable
+    from edgemat.report.targets import TargetCost
+
+
+def inspection_tables(report: Inspection) -> RenderableType:
+    """Ports, nodes, the proof and, if asked for, a target's cost."""
+    ports = _table("inputs and outputs", "tensor", "shape", "format", "codes")
+    for edge in (*report.inputs, *report.outputs):
+        _row(ports, edge.name, _shape(edge), edge.format, _interval(edge.range))
+    nodes = _table(
+        f"model {report.model}", "node", "operator", "result", "format", "codes", "partial sums", "acc bits", "C acc",
+        "ONNX carrier", "multiplies", "additions", "weight bits",
+    )  # fmt: skip
+    for node in report.nodes:
+        _row(nodes, *_cells(node))
+    totals = report.totals
+    _row(nodes, "total", *[""] * 8, *(f"{totals[key]:,}" for key in ("multiplies", "additions", "weight_bits")))
+    parts: list[RenderableType] = [ports, nodes, _proof(report)]
+    if report.target is not None:
+        parts.append(_target(report.target))
+    return Group(*parts)
+
+
+def operator_table(table: OpsTable) -> RenderableType:
+    """Operators by backend."""
+    made = _table("operators by backend", "operator", *BACKENDS, "what it is")
+    for row in table.rows:
+        _row(made, row.operator, *(getattr(row, backend) or "-" for backend in BACKENDS), row.note)
+    return made
+
+
+def _cells(node: NodeReport) -> list[str]:
+    edge = node.outputs[0]
+    return [
+        node.name,
+        node.operator,
+        _shape(edge),
+        edge.format,
+        _interval(edge.range),
+        _interval(node.partial),
+        str(node.hls_bits),
+        f"int{node.c_bits}_t" if node.c_bits else "none",
+        ", ".join(node.carriers) or "moves codes",
+        f"{node.multiplies:,}",
+        f"{node.additions:,}",
+        f"{node.weight_bits:,}",
+    ]
+
+
+def _proof(report: Inspection) -> Text:
+    proof = report.overflow
+    if report.proved:
+        return Text(
+            f"proved: no accumulator of {proof['nodes']} nodes can overflow for any input; the widest needs "
+            f"{proof['widest_hls_bits']} bits in HLS and {proof['widest_c_bits']} in C",
+            style="green",
+        )
+    return Text(f"not proved for {', '.join(proof['unproved'])}; narrow their formats", style="red")
+
+
+def _target(cost: TargetCost) -> RenderableType:
+    label = f"target {cost.target}" + (" (modelled, not measured)" if cost.modelled else "")
+    made = _table(label, *cost.columns)
+    for row in cost.rows:
+        _row(made, *(_figure(cell) for cell in row))
+    figures = Text(", ".join(f"{key} {_figure(value)}" for key, value in cost.totals.items()))
+    return Group(made, figures)
+
+
+def _figure(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key}: {depth}" for key, depth in value.items()) or "-"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _table(title: str, *columns: str) -> Table:
+    made = Table(title=Text(title), title_justify="left")
+    for column in columns:
+        made.add_column(column, overflow="fold")
+    return made
+
+
+def _row(table: Table, *cells: str) -> None:
+    table.add_row(*(Text(cell) for cell in cells))
+
+
+def _shape(edge: Edge) -> str:
+    return "x".join("N" if d is None else str(d) for d in edge.shape) or "scalar"
+
+
+def _interval(ends: tuple[int, int]) -> str:
+    return f"{ends[0]:,} to {ends[1]:,}"
