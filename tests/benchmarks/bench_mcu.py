@@ -13,15 +13,14 @@ from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "mcu"))
-
-from case_graphs import CaseGraph
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from edgemat.op import Tensor
 from edgemat.ops import BY_NAME
 from edgemat.ops.cases import constant, random_codes, tensor
 from edgemat.targets.mcu.emulator import MACHINES, emulate, missing
 from edgemat.targets.mcu.sample import sample_codes
+from tests.mcu.case_graphs import CaseGraph
 
 CMSIS_NN = {"FC 640->128": 0.51, "conv 3x3 16->16, 32x32": 0.43, "pointwise 64->64, 25x5": 0.48}
 CMSIS_NN["depthwise 3x3 64, 25x5"] = 0.12

@@ -38,7 +38,6 @@ from edgemat.targets.mcu.variants import (
     ConstantArray,
     KernelCall,
     Variant,
-    array_storage,
     c_type,
     plan_calls,
     size_of,
@@ -233,7 +232,6 @@ class _Planner:
         """The shared array of these shifts."""
         if shift not in self.shifts:
             values = np.asarray(shift, dtype=np.int64)
-            assert array_storage(values) == "s8" or values.min() >= -128
             self.shifts[shift] = self.array(ConstantArray("shift", "s8", values), name, "shifts")
         return self.shifts[shift]
 

@@ -5,10 +5,10 @@
 #define EM_FUNCTION em_affine_s8_s8_s32
 #endif
 
-void EM_FUNCTION(const em_affine_params *p, const EM_X *x, const EM_W *scale, const EM_B *bias,
-                 const em_epilogue *epilogue, EM_Y *y);
-void EM_FUNCTION(const em_affine_params *p, const EM_X *x, const EM_W *scale, const EM_B *bias,
-                 const em_epilogue *epilogue, EM_Y *y) {
+void EM_FUNCTION(const em_affine_params* p, const EM_X* x, const EM_W* scale, const EM_B* bias,
+                 const em_epilogue* epilogue, EM_Y* y);
+void EM_FUNCTION(const em_affine_params* p, const EM_X* x, const EM_W* scale, const EM_B* bias,
+                 const em_epilogue* epilogue, EM_Y* y) {
     EM_EPILOGUE_BEGIN(epilogue);
     int32_t c = 0;
     for (int32_t i = 0; i < p->size; ++i) {

@@ -5,8 +5,8 @@
 #define EM_FUNCTION em_clip_s8_s32
 #endif
 
-void EM_FUNCTION(const em_clip_params *p, const EM_X *x, const em_epilogue *epilogue, EM_Y *y);
-void EM_FUNCTION(const em_clip_params *p, const EM_X *x, const em_epilogue *epilogue, EM_Y *y) {
+void EM_FUNCTION(const em_clip_params* p, const EM_X* x, const em_epilogue* epilogue, EM_Y* y);
+void EM_FUNCTION(const em_clip_params* p, const EM_X* x, const em_epilogue* epilogue, EM_Y* y) {
     EM_EPILOGUE_BEGIN(epilogue);
     const EM_ACC low = (EM_ACC)p->low;
     const EM_ACC high = (EM_ACC)p->high;

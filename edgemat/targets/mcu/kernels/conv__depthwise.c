@@ -1,17 +1,18 @@
-/* conv.c for in_c = out_c = groups: y[oy][ox][c] = requantize(bias[c] + sum over taps of x[iy][ix][c] * w[c][ky][kx]).
- * EM_X EM_W EM_B EM_ACC_BITS EM_Y, epilogue macros.
+/* conv.c for in_c = out_c = groups: y[oy][ox][c] = requantize(bias[c] + sum over taps of x[iy][ix][c] *
+ * w[c][ky][kx]). EM_X EM_W EM_B EM_ACC_BITS EM_Y, epilogue macros.
  *
- * Weight layout: channels in blocks of four, each block [ky][kx][4]; a last block of fewer by its own number. */
+ * Weight layout: channels in blocks of four, each block [ky][kx][4]; a last block of fewer by its own number.
+ */
 #include "edgemat_variant.h"
 #include "edgemat_window.h"
 #ifndef EM_FUNCTION
 #define EM_FUNCTION em_conv_s8_s8_s32__depthwise
 #endif
 
-void EM_FUNCTION(const em_conv_params *p, const EM_X *x, const EM_W *weight, const EM_B *bias,
-                 const em_epilogue *epilogue, EM_Y *y);
-void EM_FUNCTION(const em_conv_params *p, const EM_X *x, const EM_W *weight, const EM_B *bias,
-                 const em_epilogue *epilogue, EM_Y *y) {
+void EM_FUNCTION(const em_conv_params* p, const EM_X* x, const EM_W* weight, const EM_B* bias,
+                 const em_epilogue* epilogue, EM_Y* y);
+void EM_FUNCTION(const em_conv_params* p, const EM_X* x, const EM_W* weight, const EM_B* bias,
+                 const em_epilogue* epilogue, EM_Y* y) {
     EM_EPILOGUE_BEGIN(epilogue);
     const int32_t channels = p->in_c;
     const int32_t row = p->kernel_h * p->kernel_w;
@@ -21,18 +22,18 @@ void EM_FUNCTION(const em_conv_params *p, const EM_X *x, const EM_W *weight, con
         const em_span ky = em_taps(oy * p->stride_h - p->pad_top, p->dilation_h, p->kernel_h, p->in_h);
         for (int32_t ox = 0; ox < p->out_w; ++ox) {
             const em_span kx = em_taps(ox * p->stride_w - p->pad_left, p->dilation_w, p->kernel_w, p->in_w);
-            const EM_X *const corner = x + (ky.first * p->in_w + kx.first) * channels;
-            const EM_W *w = weight;
+            const EM_X* const corner = x + (ky.first * p->in_w + kx.first) * channels;
+            const EM_W* w = weight;
             int32_t c = 0;
             for (; c + 4 <= channels; c += 4, w += 4 * row) {
                 EM_ACC a0 = p->has_bias ? (EM_ACC)bias[c] : 0;
                 EM_ACC a1 = p->has_bias ? (EM_ACC)bias[c + 1] : 0;
                 EM_ACC a2 = p->has_bias ? (EM_ACC)bias[c + 2] : 0;
                 EM_ACC a3 = p->has_bias ? (EM_ACC)bias[c + 3] : 0;
-                const EM_X *xr = corner + c;
+                const EM_X* xr = corner + c;
                 for (int32_t k = ky.begin; k < ky.end; ++k, xr += step_h) {
-                    const EM_X *xi = xr;
-                    const EM_W *wi = w + (k * p->kernel_w + kx.begin) * 4;
+                    const EM_X* xi = xr;
+                    const EM_W* wi = w + (k * p->kernel_w + kx.begin) * 4;
                     for (int32_t t = kx.begin; t < kx.end; ++t, xi += step_w, wi += 4) {
                         a0 += (EM_ACC)xi[0] * (EM_ACC)wi[0];
                         a1 += (EM_ACC)xi[1] * (EM_ACC)wi[1];
@@ -48,10 +49,10 @@ void EM_FUNCTION(const em_conv_params *p, const EM_X *x, const EM_W *weight, con
             const int32_t left = channels - c;
             for (int32_t b = 0; b < left; ++b) {
                 EM_ACC a = p->has_bias ? (EM_ACC)bias[c + b] : 0;
-                const EM_X *xr = corner + c + b;
+                const EM_X* xr = corner + c + b;
                 for (int32_t k = ky.begin; k < ky.end; ++k, xr += step_h) {
-                    const EM_X *xi = xr;
-                    const EM_W *wi = w + (k * p->kernel_w + kx.begin) * left + b;
+                    const EM_X* xi = xr;
+                    const EM_W* wi = w + (k * p->kernel_w + kx.begin) * left + b;
                     for (int32_t t = kx.begin; t < kx.end; ++t, xi += step_w, wi += left) {
                         a += (EM_ACC)*xi * (EM_ACC)*wi;
                     }

@@ -6,10 +6,10 @@
 #define EM_FUNCTION em_conv_transpose_s8_s8_s32
 #endif
 
-void EM_FUNCTION(const em_conv_params *p, const EM_X *x, const EM_W *weight, const EM_B *bias,
-                 const em_epilogue *epilogue, EM_Y *y);
-void EM_FUNCTION(const em_conv_params *p, const EM_X *x, const EM_W *weight, const EM_B *bias,
-                 const em_epilogue *epilogue, EM_Y *y) {
+void EM_FUNCTION(const em_conv_params* p, const EM_X* x, const EM_W* weight, const EM_B* bias,
+                 const em_epilogue* epilogue, EM_Y* y);
+void EM_FUNCTION(const em_conv_params* p, const EM_X* x, const EM_W* weight, const EM_B* bias,
+                 const em_epilogue* epilogue, EM_Y* y) {
     EM_EPILOGUE_BEGIN(epilogue);
     const int32_t group_in = p->in_c / p->groups;
     const int32_t group_out = p->out_c / p->groups;
@@ -28,8 +28,9 @@ void EM_FUNCTION(const em_conv_params *p, const EM_X *x, const EM_W *weight, con
                         if (tx < 0 || tx % p->stride_w != 0 || tx / p->stride_w >= p->in_w) {
                             continue;
                         }
-                        const EM_X *xi = x + (ty / p->stride_h * p->in_w + tx / p->stride_w) * p->in_c + origin;
-                        const EM_W *wi = weight + ((o * p->kernel_h + ky) * p->kernel_w + kx) * group_in;
+                        const EM_X* xi =
+                            x + (ty / p->stride_h * p->in_w + tx / p->stride_w) * p->in_c + origin;
+                        const EM_W* wi = weight + ((o * p->kernel_h + ky) * p->kernel_w + kx) * group_in;
                         for (int32_t i = 0; i < group_in; ++i) {
                             a += (EM_ACC)xi[i] * (EM_ACC)wi[i];
                         }

@@ -1,8 +1,10 @@
 /* Body of the kernels that join two tensors element by element; add.c, sub.c and mul.c define EM_JOIN(a, b).
- * EM_X EM_X1 EM_ACC_BITS EM_Y, epilogue macros. Without broadcast it may run in place over either operand of the
- * result's element size. */
-void EM_FUNCTION(const em_binary_params *p, const EM_X *x0, const EM_X1 *x1, const em_epilogue *epilogue, EM_Y *y);
-void EM_FUNCTION(const em_binary_params *p, const EM_X *x0, const EM_X1 *x1, const em_epilogue *epilogue, EM_Y *y) {
+ * EM_X EM_X1 EM_ACC_BITS EM_Y, epilogue macros. Without broadcast it may run in place over either operand of
+ * the result's element size. */
+void EM_FUNCTION(const em_binary_params* p, const EM_X* x0, const EM_X1* x1, const em_epilogue* epilogue,
+                 EM_Y* y);
+void EM_FUNCTION(const em_binary_params* p, const EM_X* x0, const EM_X1* x1, const em_epilogue* epilogue,
+                 EM_Y* y) {
     EM_EPILOGUE_BEGIN(epilogue);
     int32_t channel = 0;
     if (!p->broadcast) {

@@ -1,8 +1,9 @@
 /* Real values to codes and back, exactly as the Python reference: no libm, no dependence on the FPU's modes.
  *
  * A finite float32 is m * 2**e with |m| < 2**24; its code is overflow(round(m * 2**(e + frac))), which is the
- * requantisation of the integer m by the right shift -(e + frac). Shifts are limited to -63 .. 62: beyond 62 the
- * value is below half an LSB, beyond -63 every bit has left the code (WRAP) or it is past the rail (SAT). */
+ * requantisation of the integer m by the right shift -(e + frac). Shifts are limited to -63 .. 62: beyond 62
+ * the value is below half an LSB, beyond -63 every bit has left the code (WRAP) or it is past the rail (SAT).
+ */
 #ifndef EDGEMAT_FLOAT_H
 #define EDGEMAT_FLOAT_H
 
@@ -12,13 +13,13 @@
 
 /* How an input is quantised, or an output dequantised: element i has frac[i % channels] fractional bits. */
 typedef struct em_real_format {
-    const int16_t *frac;
+    const int16_t* frac;
     int64_t y_min, y_max;
     int32_t size, channels;
 } em_real_format;
 
-EM_INLINE em_status em_quantize_f32(float value, int frac, const em_real_format *f, int rounding, int overflow,
-                                    int64_t *code) {
+EM_INLINE em_status em_quantize_f32(float value, int frac, const em_real_format* f, int rounding,
+                                    int overflow, int64_t* code) {
     uint32_t bits;
     memcpy(&bits, &value, sizeof bits);
     const int exponent = (int)((bits >> 23) & 0xFFu);

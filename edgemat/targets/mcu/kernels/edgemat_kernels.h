@@ -3,8 +3,8 @@
  * Every kernel file is a template over element types: define the EM_* macros that its first comment lists and
  * include it, once per variant. Compiled alone, a file gives one default variant.
  *
- * Tensors hold one sample, channels last. Codes of at most 8 bits are stored in int8_t / uint8_t, of at most 16
- * in int16_t / uint16_t, of at most 32 in int32_t, else int64_t.
+ * Tensors hold one sample, channels last. Codes of at most 8 bits are stored in int8_t / uint8_t, of at most
+ * 16 in int16_t / uint16_t, of at most 32 in int32_t, else int64_t.
  *
  * Accumulators are EM_ACC, int32_t or int64_t. The caller has proven that no partial sum, taken in any order,
  * leaves EM_ACC; the kernels do not check it.
@@ -30,18 +30,19 @@ typedef char em_require_arithmetic_shift[((-3) >> 1) == -2 ? 1 : -1];
 
 typedef enum em_status {
     EM_OK = 0,
-    EM_ERROR_NULL = 1,      /* a pointer argument is NULL */
-    EM_ERROR_ARENA = 2,     /* the arena is too small or not aligned to 8 bytes */
-    EM_ERROR_NAN = 3,       /* a float input is NaN */
-    EM_ERROR_RANGE = 4,     /* an infinite float input under WRAP */
-    EM_ERROR_STATE = 5      /* run before init */
+    EM_ERROR_NULL = 1,  /* a pointer argument is NULL */
+    EM_ERROR_ARENA = 2, /* the arena is too small or not aligned to 8 bytes */
+    EM_ERROR_NAN = 3,   /* a float input is NaN */
+    EM_ERROR_RANGE = 4, /* an infinite float input under WRAP */
+    EM_ERROR_STATE = 5  /* run before init */
 } em_status;
 
-/* Requantisation of an exact accumulator: shift right by shift[channel] (left where negative), round, overflow.
- * Rounding and overflow modes are compile-time constants of the kernel variant (edgemat_requantize.h).
- * y_min and y_max are the code range; y_max - y_min + 1 is a power of two under EM_WRAP. */
+/* Requantisation of an exact accumulator: shift right by shift[channel] (left where negative), round,
+ * overflow. Rounding and overflow modes are compile-time constants of the kernel variant
+ * (edgemat_requantize.h). y_min and y_max are the code range; y_max - y_min + 1 is a power of two under
+ * EM_WRAP. */
 typedef struct em_epilogue {
-    const int8_t *shift; /* one entry, or one per channel when the variant has EM_PER_CHANNEL */
+    const int8_t* shift; /* one entry, or one per channel when the variant has EM_PER_CHANNEL */
     int64_t y_min, y_max;
     int32_t channels; /* entries of shift; element i of a result belongs to channel i % channels */
 } em_epilogue;
@@ -76,7 +77,8 @@ typedef struct em_clip_params {
     int32_t size, align;
 } em_clip_params;
 
-/* Element (i0,i1,i2,i3) of the result joins x0[sum i*stride0] and x1[sum i*stride1]; broadcast = 0: plain loop. */
+/* Element (i0,i1,i2,i3) of the result joins x0[sum i*stride0] and x1[sum i*stride1]; broadcast = 0: plain
+ * loop. */
 typedef struct em_binary_params {
     int32_t size, align0, align1, broadcast;
     int32_t dims[4], stride0[4], stride1[4];

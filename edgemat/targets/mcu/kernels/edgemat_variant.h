@@ -45,12 +45,12 @@
 #define EM_EPILOGUE_BEGIN(e)                                                                     \
     const EM_ACC em_y_min EM_MAYBE_UNUSED = EM_OVERFLOW == EM_FITS ? 0 : (EM_ACC)(e)->y_min;     \
     const EM_ACC em_y_max EM_MAYBE_UNUSED = EM_OVERFLOW == EM_FITS ? 0 : (EM_ACC)(e)->y_max;     \
-    const int8_t *const em_shift EM_MAYBE_UNUSED = EM_KIND == EM_SHIFT_NONE ? NULL : (e)->shift; \
+    const int8_t* const em_shift EM_MAYBE_UNUSED = EM_KIND == EM_SHIFT_NONE ? NULL : (e)->shift; \
     const int em_shift0 EM_MAYBE_UNUSED = EM_KIND == EM_SHIFT_NONE ? 0 : (e)->shift[0]
 
 /* The result of accumulator a in channel c. */
-#define EM_RESULT(a, c)                                                                                          \
-    ((EM_Y)EM_PASTE(em_requantize_s, EM_ACC_BITS)((a), EM_PER_CHANNEL ? em_shift[(c)] : em_shift0, em_y_min,     \
+#define EM_RESULT(a, c)                                                                                      \
+    ((EM_Y)EM_PASTE(em_requantize_s, EM_ACC_BITS)((a), EM_PER_CHANNEL ? em_shift[(c)] : em_shift0, em_y_min, \
                                                   em_y_max, EM_KIND, EM_ROUNDING, EM_OVERFLOW))
 
 /* The channel after c. */

@@ -10,15 +10,15 @@
 #endif
 #include "edgemat_dot.h"
 
-void EM_FUNCTION(const em_linear_params *p, const EM_X *x, const EM_W *weight, const EM_B *bias,
-                 const em_epilogue *epilogue, EM_Y *y);
-void EM_FUNCTION(const em_linear_params *p, const EM_X *x, const EM_W *weight, const EM_B *bias,
-                 const em_epilogue *epilogue, EM_Y *y) {
+void EM_FUNCTION(const em_linear_params* p, const EM_X* x, const EM_W* weight, const EM_B* bias,
+                 const em_epilogue* epilogue, EM_Y* y);
+void EM_FUNCTION(const em_linear_params* p, const EM_X* x, const EM_W* weight, const EM_B* bias,
+                 const em_epilogue* epilogue, EM_Y* y) {
     EM_EPILOGUE_BEGIN(epilogue);
     const int32_t length = p->in_features;
     const int32_t rows = p->out_features;
     for (int32_t r = 0; r < p->rows; ++r) {
-        const EM_W *w = weight;
+        const EM_W* w = weight;
         int32_t o = 0;
         for (; o + 4 <= rows; o += 4, w += 4 * length) {
             EM_ACC sums[4] = {0, 0, 0, 0};

@@ -5,8 +5,10 @@
 #define EM_FUNCTION em_prelu_s8_s8_s32
 #endif
 
-void EM_FUNCTION(const em_prelu_params *p, const EM_X *x, const EM_W *slope, const em_epilogue *epilogue, EM_Y *y);
-void EM_FUNCTION(const em_prelu_params *p, const EM_X *x, const EM_W *slope, const em_epilogue *epilogue, EM_Y *y) {
+void EM_FUNCTION(const em_prelu_params* p, const EM_X* x, const EM_W* slope, const em_epilogue* epilogue,
+                 EM_Y* y);
+void EM_FUNCTION(const em_prelu_params* p, const EM_X* x, const EM_W* slope, const em_epilogue* epilogue,
+                 EM_Y* y) {
     EM_EPILOGUE_BEGIN(epilogue);
     int32_t c = 0;
     int32_t channel = 0;

@@ -4,8 +4,8 @@
 #define EM_FUNCTION em_requantize_s8_s32
 #endif
 
-void EM_FUNCTION(const em_requantize_params *p, const EM_X *x, const em_epilogue *epilogue, EM_Y *y);
-void EM_FUNCTION(const em_requantize_params *p, const EM_X *x, const em_epilogue *epilogue, EM_Y *y) {
+void EM_FUNCTION(const em_requantize_params* p, const EM_X* x, const em_epilogue* epilogue, EM_Y* y);
+void EM_FUNCTION(const em_requantize_params* p, const EM_X* x, const em_epilogue* epilogue, EM_Y* y) {
     EM_EPILOGUE_BEGIN(epilogue);
     int32_t channel = 0;
     for (int32_t i = 0; i < p->size; ++i) {

@@ -4,8 +4,8 @@
 
 #include <stddef.h>
 
-void *memcpy(void *target, const void *source, size_t count);
-void *memmove(void *target, const void *source, size_t count);
-void *memset(void *target, int value, size_t count);
+void* memcpy(void* target, const void* source, size_t count);
+void* memmove(void* target, const void* source, size_t count);
+void* memset(void* target, int value, size_t count);
 
 #endif /* EDGEMAT_RUNTIME_STRING_H */
