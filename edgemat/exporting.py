@@ -42,7 +42,7 @@ def export(
             raise UnsupportedOpError(f"option {next(iter(options))!r} is unknown to the target mcu, which takes none")
         from edgemat.targets import mcu
 
-        return Path(mcu.export(graph, output))
+        return Path(mcu.export(graph, Path(output)))
     from edgemat.targets import hls
 
-    return Path(hls.export(graph, output, **options))
+    return Path(hls.export(graph, Path(output), **options))

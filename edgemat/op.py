@@ -305,7 +305,7 @@ class Op(ABC):
     same_format: bool = False
 
     def row_major(self, call: Call) -> bool:
-        """Whether the native kernels take this call's tensors in ONNX order (batch removed) instead of channels last."""
+        """Whether native kernels take this call's tensors in ONNX order (batch removed), not channels last."""
         return False
 
     # -- checks ---------------------------------------------------------------------------------------------------

@@ -140,7 +140,7 @@ def _exported(
             program = torch.onnx.export(
                 module,
                 () if named else tuple(example),
-                kwargs=example if named else None,
+                kwargs=dict(example) if isinstance(example, dict) else None,
                 dynamo=True,
                 dynamic_shapes=shapes,
                 verbose=False,

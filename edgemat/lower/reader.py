@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import numpy as np
 import onnx
 import onnx_ir as ir
 
@@ -89,7 +88,8 @@ def _check_proto(proto: onnx.ModelProto, label: str) -> None:
         )
     if found != FORMAT_VERSION:
         raise LoweringError(
-            f"{label} has format version {found[:20]!r}, this edgemat reads {FORMAT_VERSION}; use the edgemat that wrote it"
+            f"{label} has format version {found[:20]!r}, this edgemat reads {FORMAT_VERSION}; "
+            "use the edgemat that wrote it"
         )
     opsets = {o.domain: o.version for o in proto.opset_import}
     if opsets != {"": OPSET, DOMAIN: 1} or proto.ir_version != IR_VERSION or len(opsets) != len(proto.opset_import):
@@ -102,7 +102,8 @@ def _check_proto(proto: onnx.ModelProto, label: str) -> None:
     for tensor in proto.graph.initializer:
         if tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.external_data:
             raise LoweringError(
-                f"initializer {tensor.name!r} keeps its data outside the file; lowered files carry all weights themselves"
+                f"initializer {tensor.name!r} keeps its data outside the file; lowered files carry all weights "
+                "themselves"
             )
         elements = 1
         for dim in tensor.dims:
@@ -179,8 +180,3 @@ def _check_statements(
         node.meta.pop(CALL, None)
     if used != set(functions) or count != len(functions):
         raise LoweringError("the file holds functions that no node calls; the file was changed after it was written")
-
-
-def bound_codes(codes: np.ndarray, lo: int, hi: int) -> bool:
-    """Whether all codes lie in lo..hi."""
-    return bool(codes.size == 0 or (codes.min() >= lo and codes.max() <= hi))

@@ -142,8 +142,8 @@ def input_type(value: ir.Value) -> Tensor:
             raise LoweringError(f"graph input {value.name!r} has the axis {dim!s}, expected a positive fixed length")
         dims.append(dim)
     size = 1
-    for dim in dims[1:]:
-        size *= dim or 1
+    for extent in dims[1:]:
+        size *= extent or 1
     if size >= 1 << 31:
         raise LoweringError(f"graph input {value.name!r} has {size} elements a sample, expected fewer than 2**31")
     return Tensor(value.name or "", tuple(dims), REAL, 0, 0)

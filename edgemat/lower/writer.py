@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -71,7 +72,7 @@ def _file_dtype(call: Call, tensor: Tensor):  # type: ignore[no-untyped-def]
     return tensor.dtype
 
 
-def _stored(call: Call) -> dict[str, object]:
+def _stored(call: Call) -> dict[str, Any]:
     return {k: list(v) if isinstance(v, tuple) else v for k, v in call.attrs.items() if v is not None and v != ""}
 
 

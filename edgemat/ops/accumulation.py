@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from edgemat.body import Body, Coded
@@ -85,7 +87,7 @@ def emit_limb_products(
     w_range: tuple[int, int],
     terms: int,
     magnitude: int,
-    **attrs: object,
+    **attrs: Any,
 ) -> Coded:
     """A float32 operator (Conv, ConvTranspose) over limbs of both operands, recombined exactly.
 

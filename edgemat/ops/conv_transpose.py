@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from edgemat.body import Body, Coded
@@ -144,7 +146,12 @@ class ConvTranspose(Op):
                 w_fmt = "fixed<8,1>"
                 w = constant(w_fmt, random_codes(w_fmt, (shape[0], outs // groups, *kernel), index))
                 b = constant("fixed<12,4>", random_codes("fixed<10,0>", (outs,), index), "b")
-                attrs = {"w_format": w_fmt, "strides": strides, "pads": pads, "dilations": (1,) * len(kernel)}
+                attrs: dict[str, Any] = {
+                    "w_format": w_fmt,
+                    "strides": strides,
+                    "pads": pads,
+                    "dilations": (1,) * len(kernel),
+                }
                 attrs |= {"output_padding": extra, "groups": groups, "requantize": requantize}
                 x = tensor(x_fmt, (None, *shape))
                 made.append(Call(self, f"{index}_{x_fmt}", [x, w[0], b[0]], attrs, {1: w[1], 2: b[1]}))

@@ -85,7 +85,7 @@ class Linear(Op):
         return out if b is None else out + b
 
     def emit(self, body: Body, call: Call, *x: Coded) -> Coded:
-        w, b, _ = self._aligned(call)
+        w, _, _ = self._aligned(call)
         weight, bias = x[1], x[2] if len(x) > 2 else None
         data = x[0]
         if integer_kernel_is_safe(call, w):
@@ -172,7 +172,7 @@ def check_bias_grid(call: Call, fracs: np.ndarray) -> None:
     stated = call.format_attr("b_format").fracs
     if uniform(stated) != uniform(tuple(int(f) for f in fracs)):
         raise call.refuse(
-            f"its bias has {uniform(stated)} fractional bits where the accumulator has {uniform(tuple(fracs.tolist()))}",
+            f"its bias has {uniform(stated)} fractional bits, the accumulator {uniform(tuple(fracs.tolist()))}",
             "put the bias on the grid frac_x + frac_w",
         )
 

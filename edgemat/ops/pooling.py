@@ -8,6 +8,7 @@ count what lies beyond the padding.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 
@@ -136,8 +137,8 @@ class MaxPool(Pool):
             ]
         ):
             for fmt in ("fixed<8,3>", "ufixed<6,3>", "fixed<20,3>", "fixed<32,3>"):
-                attrs = {"kernel_shape": kernel, "strides": strides, "pads": pads, "dilations": dilations}
-                attrs["ceil_mode"] = ceil_mode
+                attrs: dict[str, Any] = {"kernel_shape": kernel, "strides": strides, "pads": pads}
+                attrs |= {"dilations": dilations, "ceil_mode": ceil_mode}
                 made.append(Call(self, f"{index}_{fmt}", [tensor(fmt, (None, *shape))], attrs))
         return made
 
@@ -205,7 +206,7 @@ class AveragePool(Pool):
             return Coded(body.op("ReduceSum", body.cast(x[0], carrier).value, axes, keepdims=1), carrier)
         channels = call.x[0].sample_shape[0]
         ones = Coded(body.const(np.ones((channels, 1, *kernel)), np.float32), np.dtype(np.float32))
-        geometry = {
+        geometry: dict[str, Any] = {
             "strides": list(call.attrs["strides"]),
             "pads": list(self.full_pads(call)),
             "group": channels,
