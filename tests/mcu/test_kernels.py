@@ -15,7 +15,7 @@ from edgemat.targets import toolchain
 from edgemat.targets.mcu import variants
 from edgemat.targets.mcu.generator import project
 from edgemat.targets.mcu.host import SANITIZE, STRICT, HostProgram
-from edgemat.targets.mcu.project import kernel_folder, write_files
+from edgemat.targets.mcu.library import kernel_folder, write_files
 from edgemat.targets.mcu.sample import run_reference
 from tests.mcu.case_graphs import CaseGraph, feeds, side_by_side
 

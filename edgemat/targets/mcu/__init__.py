@@ -3,6 +3,6 @@
 from edgemat.targets.mcu.emulator import MACHINES, run_emulated
 from edgemat.targets.mcu.generator import export, project
 from edgemat.targets.mcu.host import HostProgram, run_host
-from edgemat.targets.mcu.project import Project
+from edgemat.targets.mcu.library import Project
 
 __all__ = ["MACHINES", "HostProgram", "Project", "export", "project", "run_emulated", "run_host"]

@@ -22,7 +22,7 @@ from edgemat.errors import ToolchainError
 from edgemat.targets import toolchain
 from edgemat.targets.mcu.generator import project
 from edgemat.targets.mcu.host import element_dtype, pack_samples, unpack_samples
-from edgemat.targets.mcu.project import Project, write_files
+from edgemat.targets.mcu.library import Project, write_files
 
 _TARGETS = {
     "cortex-m4": ("-target", "thumb-freestanding-eabi", "-mcpu=cortex_m4"),

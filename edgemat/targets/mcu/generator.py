@@ -19,7 +19,7 @@ from edgemat.errors import EdgematError
 from edgemat.targets.identifiers import Identifiers, identifier
 from edgemat.targets.layout import NativeTensor, Network, to_native
 from edgemat.targets.mcu.arena import Arena, plan_arena, tensor_bytes
-from edgemat.targets.mcu.project import (
+from edgemat.targets.mcu.library import (
     ArrayText,
     CallText,
     Copy,

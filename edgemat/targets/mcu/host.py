@@ -14,7 +14,7 @@ from edgemat.errors import ToolchainError
 from edgemat.targets import toolchain
 from edgemat.targets.layout import NativeTensor
 from edgemat.targets.mcu.generator import project
-from edgemat.targets.mcu.project import Project, write_files
+from edgemat.targets.mcu.library import Project, write_files
 from edgemat.targets.mcu.variants import size_of, storage
 
 SANITIZE = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g")

@@ -76,6 +76,9 @@ KERNELS = {
     "upsample": Kernel(
         "em_upsample_params", ("in_h", "in_w", "in_c", "scale_h", "scale_w"), epilogue=False, moves=True
     ),
+    "softmax": Kernel(
+        "em_softmax_params", ("y_min", "y_max", "outer", "axis_size", "inner", "shift"), ("exp_table",), epilogue=False
+    ),
     "matmul": Kernel("em_matmul_params", ("batch", "m", "k", "n")),
 }
 _DEFAULTS = {"dilation_h": 1, "dilation_w": 1, "count_include_pad": 0}
@@ -242,6 +245,8 @@ def _plan(step: Step) -> KernelCall:
         epilogue = choice.data
         macros += choice.macros
         name += choice.name
+    if step.stem == "softmax":
+        _choose_quotient(step, macros, name)
     function = "em_" + "_".join(name) + ("__depthwise" if depthwise else "")
     file = f"{step.stem}__depthwise.c" if depthwise else f"{step.stem}.c"
     arguments = [f"const {kernel.struct} *p"]
@@ -256,6 +261,17 @@ def _plan(step: Step) -> KernelCall:
     fields = tuple((field, params[field]) for field in kernel.fields)
     operands = tuple(range(len(step.inputs)))
     return KernelCall(step, variant, operands, kernel.struct, fields, tuple(arrays), epilogue, kernel.epilogue)
+
+
+def _choose_quotient(step: Step, macros: list[tuple[str, str]], name: list[str]) -> None:
+    """Accumulator, rounding and overflow of a softmax: its bounds speak of sum and shifted numerator."""
+    fmt = step.outputs[0].format
+    overflow = _overflow(fmt, 0, 1 << int(step.params["shift"]))
+    macros += [("EM_ROUNDING", f"EM_{fmt.rounding}"), ("EM_OVERFLOW", f"EM_{overflow}")]
+    name += [fmt.rounding.lower(), overflow.lower()]
+    if max(step.bounds.partial) >= 1 << 29 or fmt.max_code >= 1 << 31:
+        macros.append(("EM_ACC_BITS", "64"))
+        name.append("acc64")
 
 
 def _arrays(step: Step, y: str) -> list[ConstantArray | None]:

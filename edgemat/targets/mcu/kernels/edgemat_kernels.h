@@ -122,6 +122,11 @@ typedef struct em_upsample_params {
     int32_t in_h, in_w, in_c, scale_h, scale_w;
 } em_upsample_params;
 
+typedef struct em_softmax_params {
+    int64_t y_min, y_max;
+    int32_t outer, axis_size, inner, shift;
+} em_softmax_params;
+
 typedef struct em_matmul_params {
     int32_t batch, m, k, n;
 } em_matmul_params;
