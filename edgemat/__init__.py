@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from edgemat.nn import calibrate, quantize
     from edgemat.recipe import Recipe
     from edgemat.sim import Simulator
-    from edgemat.verification import verify
+    from edgemat.verification.verify import verify
 
 _HOMES = {
     "EdgematError": "edgemat.errors",

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 EXIT_ERROR = 1
 EXIT_MISMATCH = 3
 EXIT_INTERRUPTED = 130
-BACKENDS = ("reference", "onnx", "hls", "mcu", "mcu:cortex-m4", "mcu:rv32imc")
+BACKENDS = ("reference", "onnx", "hls", "hls:parallel", "hls:stream", "mcu", "mcu:cortex-m4", "mcu:rv32imc")
 
 
 class ArrayFile(click.ParamType):
@@ -70,7 +70,7 @@ class BackendList(click.ParamType):
 
 MODEL = click.argument("model", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
-CODES = click.option("--codes", is_flag=True, help="Arrays hold integer codes instead of real values.")
+CODES = click.option("--codes", is_flag=True, help="Arrays hold integer codes, not real values.")
 TARGET = click.Choice(["hls", "mcu"])
 
 
@@ -120,7 +120,7 @@ def simulate(model: Path, inputs: Arrays, output: Path, codes: bool) -> None:
 @MODEL
 @click.option("--inputs", type=ArrayFile(), help=".npy; several inputs: .npz by name.")
 @click.option("--samples", type=click.IntRange(min=1), help="Random samples beside the corner vectors.")
-@click.option("--backends", type=BackendList(), help=f"Any of {','.join(BACKENDS)}.")
+@click.option("--backends", type=BackendList(), help=f"Any of {', '.join(BACKENDS)}, separated by commas.")
 @CODES
 @JSON
 def verify(
@@ -139,9 +139,7 @@ def verify(
         raise click.UsageError("--inputs and --samples exclude each other.")
     if codes and inputs is None:
         raise click.UsageError("--codes says what --inputs holds; give --inputs.")
-    given = {"inputs": inputs, "samples": samples, "backends": backends}
-    options = {name: value for name, value in given.items() if value is not None}
-    report = edgemat.verify(model, codes=codes, **options)
+    report = edgemat.verify(model, inputs=inputs, samples=samples, backends=backends, codes=codes)
     _show(report, as_json)
     if not report.ok:
         sys.exit(EXIT_MISMATCH)

@@ -212,11 +212,17 @@ def test_verify(invoke: Any, library: Library, model: Path, tmp_path: Path) -> N
     outcome = invoke("verify", model, "--samples", 50, "--backends", "reference, mcu:cortex-m4", "--json")
     assert outcome.code == 0
     assert json.loads(outcome.out) == {"ok": True}
-    options = {"codes": False, "samples": 50, "backends": ("reference", "mcu:cortex-m4")}
+    options = {"inputs": None, "samples": 50, "backends": ("reference", "mcu:cortex-m4"), "codes": False}
     assert library.calls == [("verify", (model,), options)]
     outcome = invoke("verify", model)
-    assert library.calls[1:] == [("verify", (model,), {"codes": False})]
+    assert library.calls[1][2] == {"inputs": None, "samples": None, "backends": None, "codes": False}
     assert "every backend agrees: True" in outcome.out
+
+
+def test_the_command_line_knows_every_backend_of_the_library() -> None:
+    from edgemat.verification import backends
+
+    assert {*cli.BACKENDS, "torch"} == set(backends.NAMES)
 
 
 def test_a_mismatch_exits_3_and_still_prints_the_report(invoke: Any, library: Library, model: Path) -> None:

@@ -80,16 +80,19 @@ def test_simulate_writes_what_the_simulator_computes(models: Path, invoke: Any, 
 
 
 def test_integer_files_are_codes_only_where_it_is_said(models: Path, invoke: Any, tmp_path: Path) -> None:
-    """Code 1 of fixed<6,1> is the value 1/32; the value 1 saturates at 31/32."""
+    """Code 1 of fixed<6,1> is the value 1/32; the value 1 saturates at code 31. Codes in give codes out."""
     simulator = edgemat.Simulator(models / "one.onnx")
     np.save(tmp_path / "x.npy", np.ones((1, 6), dtype=np.int8))
-    for flag, value in ((), 1.0), (("--codes",), 1 / 32):
-        invoke("simulate", models / "one.onnx", "--inputs", tmp_path / "x.npy", "-o", tmp_path / "y.npy", *flag)
-        expected = simulator.codes(np.full((1, 6), value, dtype=np.float32))
-        found = np.load(tmp_path / "y.npy")
-        scale = simulator(np.zeros((1, 6), dtype=np.float32)).dtype
-        assert found.shape == expected.shape
-        assert np.array_equal(found, expected) or np.array_equal(found, simulator(np.full((1, 6), value, dtype=scale)))
+    command = ("simulate", models / "one.onnx", "--inputs", tmp_path / "x.npy", "-o", tmp_path / "y.npy")
+    invoke(*command)
+    values = np.load(tmp_path / "y.npy")
+    assert values.dtype == np.float32
+    assert np.array_equal(values, simulator(np.full((1, 6), 31 / 32)))
+    invoke(*command, "--codes")
+    codes = np.load(tmp_path / "y.npy")
+    assert codes.dtype == np.int64
+    assert np.array_equal(codes, simulator.codes(np.full((1, 6), 1 / 32)))
+    assert not np.array_equal(codes, simulator.codes(np.ones((1, 6))))
 
 
 def test_several_inputs_and_outputs(models: Path, invoke: Any, tmp_path: Path) -> None:
@@ -107,7 +110,7 @@ def test_several_inputs_and_outputs(models: Path, invoke: Any, tmp_path: Path) -
 
 def test_verify_prints_the_agreed_json(models: Path, invoke: Any) -> None:
     found = json.loads(invoke("verify", models / "one.onnx", "--samples", 20, "--backends", "reference,onnx", "--json"))
-    assert set(found) == JSON_KEYS
+    assert set(found) >= JSON_KEYS
     assert found["ok"] is True
     assert found["overflow"] == {"proved": True}
     assert found["first_mismatch"] is None
@@ -197,16 +200,16 @@ def test_a_disk_that_fills_up_leaves_nothing(models: Path, tmp_path: Path, targe
 
 @pytest.mark.parametrize("target", ["hls", "mcu"])
 def test_ctrl_c_half_way_leaves_nothing(models: Path, tmp_path: Path, target: str) -> None:
-    """The interrupt arrives when the third file has been written."""
+    """The interrupt arrives when the third file below the test's folder is opened for writing."""
     interrupt = (
-        "import pathlib\n"
-        "written = []\n"
-        "def slow(self, *arguments, _write=pathlib.Path.write_text, **options):\n"
-        "    written.append(_write(self, *arguments, **options))\n"
-        "    if len(written) == 3:\n"
+        "opened = []\n"
+        "def spoil(event, arguments):\n"
+        "    if event != 'open' or not isinstance(arguments[0], str) or not arguments[2] & 1:\n"
+        "        return\n"
+        f"    opened.append(arguments[0].startswith({str(tmp_path)!r}))\n"
+        "    if opened[-1] and sum(opened) == 3:\n"
         "        raise KeyboardInterrupt\n"
-        "    return written[-1]\n"
-        "pathlib.Path.write_text = slow\n"
+        "sys.addaudithook(spoil)\n"
     )
     done = limited(interrupt, "export", models / "one.onnx", "--target", target, "-o", tmp_path / "out")
     assert done.returncode == 130, done.stderr
