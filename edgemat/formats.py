@@ -343,8 +343,8 @@ def round_float(values: np.ndarray, rounding: str) -> np.ndarray:
     floor = np.floor(values)
     if rounding == "TRN":
         return floor
-    with np.errstate(invalid="ignore"):
-        rest = np.where(np.isinf(values), 0.0, values - floor)
+    finite = np.isfinite(values)
+    rest = np.subtract(values, floor, out=np.zeros_like(floor), where=finite)
     if rounding == "TRN_ZERO":
         carry = (rest > 0) & (values < 0)
     elif rounding == "RND":
@@ -356,7 +356,7 @@ def round_float(values: np.ndarray, rounding: str) -> np.ndarray:
     elif rounding == "RND_INF":
         carry = (rest > 0.5) | ((rest == 0.5) & (values > 0))
     elif rounding == "RND_CONV":
-        carry = (rest > 0.5) | ((rest == 0.5) & (np.fmod(floor, 2.0) != 0))
+        carry = (rest > 0.5) | ((rest == 0.5) & (np.fmod(floor, 2.0, out=np.zeros_like(floor), where=finite) != 0))
     else:
         raise FormatError(f"rounding is {rounding!r}, expected one of {', '.join(ROUNDINGS)}")
     return floor + carry
