@@ -22,8 +22,8 @@ WORKERS ?= 2
 PYTEST_ARGS ?=
 # A terminal sees pip's progress bars, a log only its complaints.
 PIP := $(BIN)/python -m pip --disable-pip-version-check install $(shell [ -t 2 ] || echo --quiet)
-# On Linux the CPU build of torch is a twentieth of the default one; nothing else is taken from there.
-TORCH_WHEELS ?= https://download.pytorch.org/whl/cpu
+# An index of CPU builds of torch (a twentieth of Linux's default one), if you have one; nothing else is taken from it.
+TORCH_WHEELS ?=
 
 NATIVE = $(shell find edgemat hls_templates tests examples -type f \
     \( -name '*.c' -o -name '*.h' -o -name '*.hpp' -o -name '*.cpp' \) 2>/dev/null)
@@ -109,11 +109,9 @@ $(BIN)/python:
 	"$$found" -m venv $(VENV)
 
 $(VENV)/.torch: .ci/constraints.txt | $(BIN)/python
-	@if [ "$$(uname -s)" = Linux ] && ! $(BIN)/python -c 'import torch' 2>/dev/null && $(BIN)/python -c \
-	    'import sys, urllib.request; urllib.request.urlopen(sys.argv[1], timeout=5)' $(TORCH_WHEELS)/torch/ 2>/dev/null; \
-	then \
+	@if [ -n "$(TORCH_WHEELS)" ]; then \
 	    echo "== installing torch for the CPU"; \
-	    $(PIP) --no-deps --index-url $(TORCH_WHEELS) "$$(grep '^torch==' .ci/constraints.txt)"; \
+	    $(PIP) --no-deps --index-url "$(TORCH_WHEELS)" "$$(grep '^torch==' .ci/constraints.txt)"; \
 	fi
 	@touch $@
 
