@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -9,7 +11,7 @@ from torch.nn import functional as F
 from edgemat.errors import LoweringError
 from edgemat.formats import Fixed
 from edgemat.nn.emission import emit, exporting
-from edgemat.nn.layer import Link, QuantLayer, exact_arithmetic
+from edgemat.nn.layer import QuantLayer, exact_arithmetic
 from edgemat.nn.quantizer import FixedQuantizer
 from edgemat.nn.rounding import Grid, QuantizeChannels
 
@@ -73,6 +75,31 @@ def folded_scale(norm: BatchNorm) -> Tensor:
     return scale if norm.weight is None else scale * norm.weight.double()
 
 
+class BatchAffine(torch.autograd.Function):
+    """``a * x + b`` per channel, where `mean` and `var` of x are part of a and b.
+
+    The gradient of x runs through the statistics, too: with a straight through its rounding, it is batch norm's own, so
+    torch's fused kernel computes it in one go. That kernel's gradient of its weight is ``sum g (x - mean) / std`` and of
+    its bias ``sum g``; those of a and b follow from them.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, a: Tensor, b: Tensor, mean: Tensor, var: Tensor, eps: float) -> Tensor:
+        shape = [1, -1] + [1] * (x.dim() - 2)
+        ctx.save_for_backward(x, a, mean, var)
+        ctx.eps = eps
+        return torch.addcmul(b.view(shape), x, a.view(shape))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, a, mean, var = ctx.saved_tensors
+        invstd = torch.rsqrt(var + ctx.eps)
+        dx, dw, db = torch.ops.aten.native_batch_norm_backward(
+            grads[0], x, a / invstd, None, None, mean, invstd, True, ctx.eps, [True, True, True]
+        )
+        return dx, dw / invstd + mean * db, db, None, None, None
+
+
 class QuantBatchNorm(QuantLayer):
     """Batch norm as a fixed-point affine, ``Requantize(a * x + b)`` per channel (axis 1), QFX's way.
 
@@ -115,7 +142,6 @@ class QuantBatchNorm(QuantLayer):
         self.bias_grid = Grid.of(Fixed(width, 0))
         self.final = False
         self.estimating = False
-        self._source = Link()
         self._formats: dict[str, str] = {}
 
     @property
@@ -128,18 +154,12 @@ class QuantBatchNorm(QuantLayer):
         assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None
         if not self.uses_batch_statistics:
             return self.running_mean, self.running_var
-        axes = [d for d in range(x.dim()) if d != 1]
-        var, mean = torch.var_mean(x, axes, correction=0)
         with torch.no_grad():
             self.num_batches_tracked.add_(1)
             momentum = self.momentum
             if momentum is None or self.estimating:
                 momentum = 1.0 / float(self.num_batches_tracked)
-            count = x.numel() // x.shape[1]
-            self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
-            unbiased = var * (count / max(count - 1, 1))
-            self.running_var.lerp_(unbiased.to(self.running_var.dtype), momentum)
-        return mean, var
+            return torch.batch_norm_update_stats(x.detach().float(), self.running_mean, self.running_var, float(momentum))
 
     def real_affine(self, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
         """a and b before rounding, float64."""
@@ -175,6 +195,8 @@ class QuantBatchNorm(QuantLayer):
                 a, b = self.real_affine(mean, var)
                 return self.leave(torch.addcmul(b.float().view(shape), x.float(), a.float().view(shape)))
             a, b = self.quantized(mean, var)
+            if self.uses_batch_statistics:
+                return self.leave(BatchAffine.apply(x.float(), a, b.float(), mean, var, self.eps))
             reach = self.known_source().grid.magnitude * self.weight_quantizer.grid.magnitude
             offset = int(torch.ldexp(b.detach(), self.accumulator_exponents()).abs().amax().item())
             carrier = self.carrier(reach + offset)
