@@ -14,7 +14,7 @@ import onnx_ir as ir
 from edgemat.body import DOMAIN
 from edgemat.formats import Fixed
 from edgemat.lower.importer import Importer
-from edgemat.op import Tensor, code_dtype
+from edgemat.op import REAL, Tensor, code_dtype
 
 Handler = Callable[[Importer, ir.Node], None]
 HANDLERS: dict[str, Handler] = {}
@@ -38,7 +38,10 @@ SYMBOLIC_NAMES = {"Constant": "Literal"}
 def symbolic(imp: Importer, node: ir.Node) -> None:
     """A node the torch layers emitted: codes are stored in their code type, attributes checked by the dossier."""
     attrs = {SYMBOLIC_KEYS.get(k, k): imp.attr(node, k) for k in node.attributes if k not in ("version",)}
-    if node.op_type == "Requantize" and "y_format" in attrs:
+    op_type = SYMBOLIC_NAMES.get(node.op_type, node.op_type)
+    if op_type == "Quantize" and imp.type(imp.operand(node, 0)).format is not REAL:
+        op_type = "Requantize"  # a layer's own input quantiser behind another layer
+    if op_type == "Requantize" and "y_format" in attrs:
         attrs["requantize"] = attrs.pop("y_format")
     for key in [k for k in attrs if k.endswith("format") or k == "requantize"]:
         if attrs[key]:
@@ -52,7 +55,7 @@ def symbolic(imp: Importer, node: ir.Node) -> None:
             inputs.append(imp.operand(node, index))
             continue
         inputs.append(imp.initializer(codes, _stored_as(node.op_type, index, attrs), value.name or "codes"))
-    imp.emit(node, SYMBOLIC_NAMES.get(node.op_type, node.op_type), inputs, attrs)
+    imp.emit(node, op_type, inputs, attrs)
 
 
 def _stored_as(op_type: str, index: int, attrs: dict[str, object]) -> np.dtype:

@@ -152,6 +152,9 @@ def calibrate(
                 if part.tracks:
                     part.seen[0], part.seen[1] = min(found.low, 0.0), max(found.high, 0.0)
                 part.set_frac(frac)
+        for part in module.modules():
+            if isinstance(part, WeightedLayer | QuantBatchNorm):
+                limit_weights(part)
     finally:
         progress.close()
         for norm in norms:
@@ -175,6 +178,24 @@ def fit_weights(module: nn.Module, method: str = "minmax") -> None:
             _fit(part.weight_quantizer, _constant(module, part), method)
         elif isinstance(part, nn.Module) and hasattr(part, "weight_quantizer") and hasattr(part, "weight"):
             _fit(part.weight_quantizer, part.weight, method)  # type: ignore[arg-type]
+
+
+@torch.no_grad()
+def limit_weights(layer: WeightedLayer | QuantBatchNorm) -> None:
+    """Coarsens learned weights where the bias, on the accumulator's grid, would not fit its width."""
+    quantizer, source = layer.weight_quantizer, layer.source()
+    if isinstance(layer, WeightedLayer):
+        bias = layer.folded()[1]
+    else:
+        assert layer.running_mean is not None and layer.running_var is not None
+        bias = layer.real_affine(layer.running_mean, layer.running_var)[1]
+    if quantizer.stated or bias is None or source is None or not source.ready:
+        return
+    finest = [range_frac(min(b, 0.0), max(b, 0.0), layer.bias_grid) - source.exponent() if b else None for b in bias.tolist()]
+    present = quantizer.exponents().expand(len(finest)).tolist()
+    limited = [f if limit is None else min(f, limit) for f, limit in zip(present, finest, strict=True)]
+    if limited != present:
+        quantizer.set_frac(torch.tensor(limited) if quantizer.per_channel else min(limited))
 
 
 def _constant(root: nn.Module, part: QuantConstant) -> Tensor:
