@@ -95,8 +95,8 @@ def main() -> None:
     warnings.simplefilter("ignore")
     import edgemat
 
-    table = Table(title="export: seconds (processor seconds for to_onnx; wall for commands, best of 3)")
-    for column in ("what", "network", "edgemat", "peer or start-up", "ratio", "goal"):
+    table = Table(title="export: processor seconds in a started process; whole commands in wall seconds, best of 3")
+    for column in ("what", "network", "edgemat", "peer, or whole command", "ratio", "goal"):
         table.add_column(column, justify="left" if column in ("what", "network") else "right")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -119,16 +119,14 @@ def main() -> None:
             ratio, ours, theirs = sorted(ratios)[len(ratios) // 2]
             table.add_row("to_onnx, later", network, f"{ours:.2f}", f"{theirs:.2f}", f"{ratio:.2f}", "1.5")
             for target in ("hls", "mcu"):
-                took = _command(["export", str(path), "--target", target, "-o", str(folder / target)])
-                goal = {"mlp": "0.5 s", "resnet8": "2 s"}[network] + " after start"
-                table.add_row(
-                    f"edgemat export --target {target}",
-                    network,
-                    f"{took:.2f}",
-                    f"{start:.2f}",
-                    f"{took - start:.2f} s",
-                    goal,
+                edgemat.export(path, target=target, output=folder / target)  # imports the target's room: the start
+                took = min(
+                    _processor_seconds(lambda p=path, t=target: edgemat.export(p, target=t, output=folder / t))
+                    for _ in range(ROUNDS)
                 )
+                whole = _command(["export", str(path), "--target", target, "-o", str(folder / target)])
+                goal = {"mlp": "0.5 s", "resnet8": "2 s"}[network]
+                table.add_row(f"export --target {target}", network, f"{took:.2f}", f"{whole:.2f}", "", goal)
     Console(width=120).print(table)
 
 
