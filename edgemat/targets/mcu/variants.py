@@ -156,13 +156,22 @@ def array_storage(values: np.ndarray) -> str:
     return "s64"
 
 
-def interleave(rows: np.ndarray, groups: int) -> np.ndarray:
-    """Weight rows ``[out, length]`` in blocks of four inside each group, every block interleaved; flat."""
+def interleave(rows: np.ndarray, groups: int, repeat: bool = True) -> np.ndarray:
+    """Weight rows ``[out, length]`` as linear.c and conv.c read them, flat.
+
+    Inside each group: blocks of four rows, interleaved; where two or three rows are left, the last four as one more
+    block (not without ``repeat``: depthwise); other rows left plainly.
+    """
     parts = []
     per_group = len(rows) // groups
     for start in range(0, len(rows), per_group):
         group = rows[start : start + per_group]
-        parts += [group[at : at + _BLOCK].T.reshape(-1) for at in range(0, per_group, _BLOCK)]
+        whole = per_group - per_group % _BLOCK
+        parts += [group[at : at + _BLOCK].T.reshape(-1) for at in range(0, whole, _BLOCK)]
+        if repeat and per_group > _BLOCK and per_group - whole > 1:
+            parts.append(group[-_BLOCK:].T.reshape(-1))
+        else:
+            parts.append(group[whole:].reshape(-1))
     return np.concatenate(parts)
 
 
@@ -238,7 +247,7 @@ def _plan(step: Step) -> KernelCall:
             name.append(f"b{bias.element}")
     macros.append(("EM_Y", c_type(y)))
     name.append(y)
-    depthwise = step.stem == "conv" and params["groups"] == params["in_c"] == params["out_c"] > 1
+    depthwise = _is_depthwise(step)
     epilogue = None
     if kernel.epilogue:
         choice = _Epilogue(step, arrays)
@@ -261,6 +270,11 @@ def _plan(step: Step) -> KernelCall:
     fields = tuple((field, params[field]) for field in kernel.fields)
     operands = tuple(range(len(step.inputs)))
     return KernelCall(step, variant, operands, kernel.struct, fields, tuple(arrays), epilogue, kernel.epilogue)
+
+
+def _is_depthwise(step: Step) -> bool:
+    params = step.params
+    return step.stem == "conv" and params["groups"] == params["in_c"] == params["out_c"] > 1
 
 
 def _choose_quotient(step: Step, macros: list[tuple[str, str]], name: list[str]) -> None:
@@ -288,12 +302,10 @@ def _arrays(step: Step, y: str) -> list[ConstantArray | None]:
         elif role == "bias":
             element = "s32" if size_of(element) <= 4 else "s64"
         if role == "weight":
-            groups = 1
-            if step.stem == "conv":
-                depthwise = step.params["groups"] == step.params["in_c"] == step.params["out_c"]
-                groups = 1 if depthwise else step.params["groups"]
+            depthwise = _is_depthwise(step)
+            groups = 1 if depthwise or step.stem != "conv" else step.params["groups"]
             if step.stem != "conv_transpose":
-                values = interleave(values.reshape(len(values), -1), groups)
+                values = interleave(values.reshape(len(values), -1), groups, repeat=not depthwise)
         found.append(ConstantArray(role, element, values.reshape(-1)))
     return found
 

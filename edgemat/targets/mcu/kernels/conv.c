@@ -16,62 +16,31 @@ void EM_FUNCTION(const em_conv_params* p, const EM_X* x, const EM_W* weight, con
                  const em_epilogue* epilogue, EM_Y* y);
 void EM_FUNCTION(const em_conv_params* p, const EM_X* x, const EM_W* weight, const EM_B* bias,
                  const em_epilogue* epilogue, EM_Y* y) {
-    EM_EPILOGUE_BEGIN(epilogue);
     const int32_t group_in = p->in_c / p->groups;
     const int32_t group_out = p->out_c / p->groups;
     const int32_t row = p->kernel_h * p->kernel_w * group_in;
-    const int32_t step_h = p->dilation_h * p->in_w * p->in_c;
-    const int32_t step_w = p->dilation_w * p->in_c;
-    const int32_t joined = p->groups == 1 && p->dilation_w == 1;
+    const int joined = p->groups == 1 && p->dilation_w == 1;
+    const int32_t x_row = p->dilation_h * p->in_w * p->in_c;
+    const int32_t w_row = p->kernel_w * group_in;
+    const EM_B* const given = p->has_bias ? bias : NULL;
     for (int32_t oy = 0; oy < p->out_h; ++oy) {
         const em_span ky = em_taps(oy * p->stride_h - p->pad_top, p->dilation_h, p->kernel_h, p->in_h);
-        for (int32_t ox = 0; ox < p->out_w; ++ox) {
+        for (int32_t ox = 0; ox < p->out_w; ++ox, y += p->out_c) {
             const em_span kx = em_taps(ox * p->stride_w - p->pad_left, p->dilation_w, p->kernel_w, p->in_w);
-            const EM_X* const corner = x + (ky.first * p->in_w + kx.first) * p->in_c;
+            const int32_t taps = kx.end - kx.begin;
+            const int32_t kernel_rows = ky.end - ky.begin;
+            em_walk walk;
+            walk.runs = joined ? kernel_rows : taps;
+            walk.length = joined ? taps * group_in : group_in;
+            walk.x_skip = (joined ? x_row : p->dilation_w * p->in_c) - walk.length;
+            walk.w_skip = joined ? w_row - walk.length : 0;
+            const int32_t w_first = ky.begin * w_row + kx.begin * group_in;
+            const EM_X* origin = x + (ky.first * p->in_w + kx.first) * p->in_c;
             const EM_W* w = weight;
-            for (int32_t g = 0, o = 0; g < p->groups; ++g) {
-                const EM_X* const origin = corner + g * group_in;
-                int32_t left = group_out;
-                for (; left >= 4; left -= 4, o += 4, w += 4 * row) {
-                    EM_ACC sums[4] = {0, 0, 0, 0};
-                    if (p->has_bias) {
-                        for (int32_t k = 0; k < 4; ++k) {
-                            sums[k] = (EM_ACC)bias[o + k];
-                        }
-                    }
-                    const EM_W* wr = w + (ky.begin * p->kernel_w + kx.begin) * group_in * 4;
-                    if (joined) {
-                        EM_PASTE(EM_FUNCTION, _dot)(sums, origin, wr, (kx.end - kx.begin) * group_in,
-                                                    ky.end - ky.begin, step_h, p->kernel_w * group_in * 4);
-                    } else {
-                        const EM_X* xr = origin;
-                        for (int32_t k = ky.begin; k < ky.end;
-                             ++k, xr += step_h, wr += p->kernel_w * group_in * 4) {
-                            EM_PASTE(EM_FUNCTION, _dot)(sums, xr, wr, group_in, kx.end - kx.begin, step_w,
-                                                        group_in * 4);
-                        }
-                    }
-                    for (int32_t k = 0; k < 4; ++k) {
-                        y[o + k] = EM_RESULT(sums[k], o + k);
-                    }
-                }
-                for (int32_t b = 0; b < left; ++b) {
-                    EM_ACC a = p->has_bias ? (EM_ACC)bias[o + b] : 0;
-                    for (int32_t k = ky.begin; k < ky.end; ++k) {
-                        const EM_X* xr = origin + (k - ky.begin) * step_h;
-                        const EM_W* wr = w + (k * p->kernel_w + kx.begin) * group_in * left + b;
-                        for (int32_t t = kx.begin; t < kx.end; ++t, xr += step_w) {
-                            for (int32_t i = 0; i < group_in; ++i, wr += left) {
-                                a += (EM_ACC)xr[i] * (EM_ACC)*wr;
-                            }
-                        }
-                    }
-                    y[o + b] = EM_RESULT(a, o + b);
-                }
-                o += left;
-                w += left * row;
+            for (int32_t o = 0; o < p->out_c; o += group_out, origin += group_in) {
+                w = EM_PASTE(EM_FUNCTION, _rows)(epilogue, origin, w, given, &walk, joined ? 1 : kernel_rows,
+                                                 x_row, w_row, w_first, row, o, group_out, y);
             }
-            y += p->out_c;
         }
     }
 }

@@ -46,18 +46,17 @@ void EM_FUNCTION(const em_conv_params* p, const EM_X* x, const EM_W* weight, con
                 y[c + 2] = EM_RESULT(a2, c + 2);
                 y[c + 3] = EM_RESULT(a3, c + 3);
             }
-            const int32_t left = channels - c;
-            for (int32_t b = 0; b < left; ++b) {
-                EM_ACC a = p->has_bias ? (EM_ACC)bias[c + b] : 0;
-                const EM_X* xr = corner + c + b;
+            for (; c < channels; ++c, w += row) {
+                EM_ACC a = p->has_bias ? (EM_ACC)bias[c] : 0;
+                const EM_X* xr = corner + c;
                 for (int32_t k = ky.begin; k < ky.end; ++k, xr += step_h) {
                     const EM_X* xi = xr;
-                    const EM_W* wi = w + (k * p->kernel_w + kx.begin) * left + b;
-                    for (int32_t t = kx.begin; t < kx.end; ++t, xi += step_w, wi += left) {
+                    const EM_W* wi = w + k * p->kernel_w + kx.begin;
+                    for (int32_t t = kx.begin; t < kx.end; ++t, xi += step_w, ++wi) {
                         a += (EM_ACC)*xi * (EM_ACC)*wi;
                     }
                 }
-                y[c + b] = EM_RESULT(a, c + b);
+                y[c] = EM_RESULT(a, c);
             }
             y += channels;
         }

@@ -1,53 +1,112 @@
-/* The inner loops of linear.c and conv.c: four rows of interleaved weights meet every input once.
+/* The inner loops of linear.c and conv.c.
  *
- * sums[k] += sum over t < runs, i < length of x[t * x_step + i] * w[t * w_step + 4*i + k],  k = 0 .. 3
- *
- * It is a function of its own so that four accumulators, two pointers and the loop's end stay in registers;
- * the inner loop is unrolled four times by hand. */
-static EM_NOINLINE void EM_PASTE(EM_FUNCTION, _dot)(EM_ACC* sums, const EM_X* x, const EM_W* w,
-                                                    int32_t length, int32_t runs, int32_t x_step,
-                                                    int32_t w_step) {
+ * A walk is a sequence of runs of neighbouring inputs: after each run, x and w skip to the next. `_dot4`
+ * takes four rows of weights, interleaved, so that one loaded input meets four weights; `_dot1` takes one
+ * row. They are functions of their own so that accumulators and pointers stay in registers; inner loops are
+ * unrolled by hand. */
+#ifndef EDGEMAT_WALK
+#define EDGEMAT_WALK
+typedef struct em_walk {
+    int32_t runs, length;   /* length: inputs of a run, the same number of weights per row */
+    int32_t x_skip, w_skip; /* from the end of a run to the next one; w_skip in weights per row */
+} em_walk;
+#endif
+
+#define EM_MEET(value, at)                       \
+    do {                                         \
+        const EM_ACC em_value = (EM_ACC)(value); \
+        a0 += em_value * (EM_ACC)w[(at)];        \
+        a1 += em_value * (EM_ACC)w[(at) + 1];    \
+        a2 += em_value * (EM_ACC)w[(at) + 2];    \
+        a3 += em_value * (EM_ACC)w[(at) + 3];    \
+    } while (0)
+
+/* sums[k] += products with interleaved row k. */
+static EM_NOINLINE void EM_PASTE(EM_FUNCTION, _dot4)(EM_ACC* sums, const EM_X* x, const EM_W* w,
+                                                     const em_walk* walk) {
     EM_ACC a0 = sums[0];
     EM_ACC a1 = sums[1];
     EM_ACC a2 = sums[2];
     EM_ACC a3 = sums[3];
-    for (; runs > 0; --runs, x += x_step, w += w_step) {
-        const EM_X* xi = x;
-        const EM_W* wi = w;
-        const EM_X* const end4 = x + (length & ~3);
-        const EM_X* const end = x + length;
-        for (; xi != end4; xi += 4, wi += 16) {
-            const EM_ACC v0 = (EM_ACC)xi[0];
-            a0 += v0 * (EM_ACC)wi[0];
-            a1 += v0 * (EM_ACC)wi[1];
-            a2 += v0 * (EM_ACC)wi[2];
-            a3 += v0 * (EM_ACC)wi[3];
-            const EM_ACC v1 = (EM_ACC)xi[1];
-            a0 += v1 * (EM_ACC)wi[4];
-            a1 += v1 * (EM_ACC)wi[5];
-            a2 += v1 * (EM_ACC)wi[6];
-            a3 += v1 * (EM_ACC)wi[7];
-            const EM_ACC v2 = (EM_ACC)xi[2];
-            a0 += v2 * (EM_ACC)wi[8];
-            a1 += v2 * (EM_ACC)wi[9];
-            a2 += v2 * (EM_ACC)wi[10];
-            a3 += v2 * (EM_ACC)wi[11];
-            const EM_ACC v3 = (EM_ACC)xi[3];
-            a0 += v3 * (EM_ACC)wi[12];
-            a1 += v3 * (EM_ACC)wi[13];
-            a2 += v3 * (EM_ACC)wi[14];
-            a3 += v3 * (EM_ACC)wi[15];
+    for (int32_t runs = walk->runs; runs > 0; --runs) {
+        for (int32_t i = walk->length >> 2; i > 0; --i, x += 4, w += 16) {
+            EM_MEET(x[0], 0);
+            EM_MEET(x[1], 4);
+            EM_MEET(x[2], 8);
+            EM_MEET(x[3], 12);
         }
-        for (; xi != end; ++xi, wi += 4) {
-            const EM_ACC v = (EM_ACC)*xi;
-            a0 += v * (EM_ACC)wi[0];
-            a1 += v * (EM_ACC)wi[1];
-            a2 += v * (EM_ACC)wi[2];
-            a3 += v * (EM_ACC)wi[3];
+        for (int32_t i = walk->length & 3; i > 0; --i, x += 1, w += 4) {
+            EM_MEET(x[0], 0);
         }
+        x += walk->x_skip;
+        w += walk->w_skip * 4;
     }
     sums[0] = a0;
     sums[1] = a1;
     sums[2] = a2;
     sums[3] = a3;
+}
+
+/* a + products with one plain row. */
+static EM_NOINLINE EM_ACC EM_PASTE(EM_FUNCTION, _dot1)(EM_ACC a, const EM_X* x, const EM_W* w,
+                                                       const em_walk* walk) {
+    for (int32_t runs = walk->runs; runs > 0; --runs) {
+        for (int32_t i = walk->length >> 2; i > 0; --i, x += 4, w += 4) {
+            a += (EM_ACC)x[0] * (EM_ACC)w[0];
+            a += (EM_ACC)x[1] * (EM_ACC)w[1];
+            a += (EM_ACC)x[2] * (EM_ACC)w[2];
+            a += (EM_ACC)x[3] * (EM_ACC)w[3];
+        }
+        for (int32_t i = walk->length & 3; i > 0; --i) {
+            a += (EM_ACC)*x++ * (EM_ACC)*w++;
+        }
+        x += walk->x_skip;
+        w += walk->w_skip;
+    }
+    return a;
+}
+#undef EM_MEET
+
+/* Output channels first .. first+count-1 of one position, whose inputs are `rows` walks, x_row and w_row
+ * apart: blocks of four rows, where two or three are left one more block of the last four, where one is left
+ * that one. */
+EM_INLINE const EM_W* EM_PASTE(EM_FUNCTION, _rows)(const em_epilogue* epilogue, const EM_X* x, const EM_W* w,
+                                                   const EM_B* bias, const em_walk* walk, int32_t rows,
+                                                   int32_t x_row, int32_t w_row, int32_t w_first,
+                                                   int32_t row_length, int32_t first, int32_t count,
+                                                   EM_Y* y) {
+    EM_EPILOGUE_BEGIN(epilogue);
+    const int32_t end = first + count;
+    int32_t o = first;
+    while (count >= 4 && o + 1 < end) {
+        o = o + 4 <= end ? o : end - 4;
+        EM_ACC sums[4] = {0, 0, 0, 0};
+        if (bias != NULL) {
+            sums[0] = (EM_ACC)bias[o];
+            sums[1] = (EM_ACC)bias[o + 1];
+            sums[2] = (EM_ACC)bias[o + 2];
+            sums[3] = (EM_ACC)bias[o + 3];
+        }
+        const EM_X* xr = x;
+        const EM_W* wr = w + w_first * 4;
+        for (int32_t r = rows; r > 0; --r, xr += x_row, wr += w_row * 4) {
+            EM_PASTE(EM_FUNCTION, _dot4)(sums, xr, wr, walk);
+        }
+        y[o] = EM_RESULT(sums[0], o);
+        y[o + 1] = EM_RESULT(sums[1], o + 1);
+        y[o + 2] = EM_RESULT(sums[2], o + 2);
+        y[o + 3] = EM_RESULT(sums[3], o + 3);
+        o += 4;
+        w += row_length * 4;
+    }
+    for (; o < end; ++o, w += row_length) {
+        EM_ACC sum = bias != NULL ? (EM_ACC)bias[o] : 0;
+        const EM_X* xr = x;
+        const EM_W* wr = w + w_first;
+        for (int32_t r = rows; r > 0; --r, xr += x_row, wr += w_row) {
+            sum = EM_PASTE(EM_FUNCTION, _dot1)(sum, xr, wr, walk);
+        }
+        y[o] = EM_RESULT(sum, o);
+    }
+    return w;
 }

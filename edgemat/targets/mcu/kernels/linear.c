@@ -2,8 +2,9 @@
  * EM_X EM_W EM_B EM_ACC_BITS EM_Y, epilogue macros.
  *
  * Weight layout: rows (output features) in blocks of four, each block interleaved: block o/4 holds
- * w[o..o+3][0], w[o..o+3][1], ... so that one loaded input meets four weights; a last block of fewer rows is
- * interleaved by its own height. Nothing is padded. */
+ * w[o..o+3][0], w[o..o+3][1], ... so that one loaded input meets four weights. Where two or three rows are
+ * left, the last four rows follow as one more block (one or two of them twice); a single row left follows
+ * plainly, and so do all rows where there are fewer than four. */
 #include "edgemat_variant.h"
 #ifndef EM_FUNCTION
 #define EM_FUNCTION em_linear_s8_s8_s32
@@ -14,34 +15,11 @@ void EM_FUNCTION(const em_linear_params* p, const EM_X* x, const EM_W* weight, c
                  const em_epilogue* epilogue, EM_Y* y);
 void EM_FUNCTION(const em_linear_params* p, const EM_X* x, const EM_W* weight, const EM_B* bias,
                  const em_epilogue* epilogue, EM_Y* y) {
-    EM_EPILOGUE_BEGIN(epilogue);
-    const int32_t length = p->in_features;
-    const int32_t rows = p->out_features;
-    for (int32_t r = 0; r < p->rows; ++r) {
-        const EM_W* w = weight;
-        int32_t o = 0;
-        for (; o + 4 <= rows; o += 4, w += 4 * length) {
-            EM_ACC sums[4] = {0, 0, 0, 0};
-            if (p->has_bias) {
-                for (int32_t k = 0; k < 4; ++k) {
-                    sums[k] = (EM_ACC)bias[o + k];
-                }
-            }
-            EM_PASTE(EM_FUNCTION, _dot)(sums, x, w, length, 1, 0, 0);
-            for (int32_t k = 0; k < 4; ++k) {
-                y[o + k] = EM_RESULT(sums[k], o + k);
-            }
-        }
-        const int32_t left = rows - o;
-        for (int32_t k = 0; k < left; ++k) {
-            EM_ACC a = p->has_bias ? (EM_ACC)bias[o + k] : 0;
-            for (int32_t i = 0; i < length; ++i) {
-                a += (EM_ACC)x[i] * (EM_ACC)w[i * left + k];
-            }
-            y[o + k] = EM_RESULT(a, o + k);
-        }
-        x += length;
-        y += rows;
+    const em_walk walk = {1, p->in_features, 0, 0};
+    const EM_B* const given = p->has_bias ? bias : NULL;
+    for (int32_t r = 0; r < p->rows; ++r, x += p->in_features, y += p->out_features) {
+        (void)EM_PASTE(EM_FUNCTION, _rows)(epilogue, x, weight, given, &walk, 1, 0, 0, 0, p->in_features, 0,
+                                           p->out_features, y);
     }
 }
 #include "edgemat_variant_end.h"
