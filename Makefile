@@ -92,7 +92,7 @@ clean:
 
 $(BIN)/python:
 	@found=; \
-	for candidate in $(or $(PYTHON),python3.13 python3.12 python3.11 python3 python); do \
+	for candidate in $(or $(PYTHON),python3 python3.13 python3.12 python3.11 python); do \
 	    if "$$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null; then \
 	        found=$$candidate; break; \
 	    fi; \
