@@ -8,6 +8,7 @@ import numpy as np
 
 from edgemat import formats
 from edgemat.errors import FormatError
+from edgemat.formats import Fixed
 from edgemat.lower.graph import Graph
 from edgemat.op import Tensor
 
@@ -49,10 +50,17 @@ def to_float32(name: str, array: np.ndarray) -> np.ndarray:
     """Real values as float32; NaN is refused."""
     if array.dtype.kind not in "fiub":
         raise FormatError(f"input {name!r} has dtype {array.dtype}, expected real numbers")
-    values = array.astype(np.float32, copy=False)
-    if array.dtype.kind == "f" and np.isnan(values).any():
+    with np.errstate(over="ignore"):  # beyond float32 is infinite, and saturates
+        values = array.astype(np.float32, copy=False)
+    if array.dtype.kind == "f" and np.isnan(values.min(initial=0)):  # a minimum is NaN if any element is
         raise FormatError(f"input {name!r} holds NaN, expected numbers; clean the data")
     return values
+
+
+def refuse_infinity(name: str, values: np.ndarray, fmt: Fixed) -> None:
+    """Infinities saturate; under WRAP they have no meaning."""
+    if np.isinf(values).any():
+        raise FormatError(f"input {name!r} holds an infinity, which {fmt} cannot wrap; clean the data or use SAT")
 
 
 def check_codes(name: str, array: np.ndarray, tensor: Tensor) -> np.ndarray:
@@ -76,7 +84,10 @@ def to_codes(graph: Graph, x: Arrays, codes: bool) -> dict[str, np.ndarray]:
         if codes:
             made[tensor.name] = check_codes(name, array, tensor)
         else:
-            made[tensor.name] = formats.quantize(to_float32(name, array), tensor.format)
+            values = to_float32(name, array)
+            if tensor.format.overflow == "WRAP":
+                refuse_infinity(name, values, tensor.format)
+            made[tensor.name] = formats.quantize(values, tensor.format)
     return made
 
 

@@ -50,14 +50,19 @@ def code_model(graph: Graph, outputs: list[str], from_codes: bool) -> ir.Model:
     return model
 
 
+def thread_count() -> int:
+    """Threads to use: `OMP_NUM_THREADS`, else the processors this process may run on."""
+    wanted = os.environ.get("OMP_NUM_THREADS", "")
+    if wanted.isdigit() and int(wanted) > 0:
+        return int(wanted)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def open_session(model: ir.Model | bytes, threads: int | None = None) -> onnxruntime.InferenceSession:
     """A CPU session; never looks at anything outside the model."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    if threads is not None:
-        options.intra_op_num_threads = threads
-    elif os.environ.get("OMP_NUM_THREADS", "").isdigit():
-        options.intra_op_num_threads = int(os.environ["OMP_NUM_THREADS"])
+    options.intra_op_num_threads = thread_count() if threads is None else threads
     data = model if isinstance(model, bytes) else ir.serde.serialize_model(model).SerializeToString()
     return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
 

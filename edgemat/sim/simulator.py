@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 import os
-from functools import cached_property
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property, lru_cache
 
 import numpy as np
 import onnxruntime
 
 from edgemat import formats
+from edgemat.formats import Fixed
 from edgemat.lower.graph import Graph
 from edgemat.lower.reader import read
+from edgemat.op import Tensor
 from edgemat.sim import session
-from edgemat.sim.arrays import Arrays, by_name, check_codes, single, to_float32
-from edgemat.sim.reference import chunk_size
+from edgemat.sim.arrays import Arrays, by_name, check_codes, refuse_infinity, single, to_codes, to_float32
+from edgemat.sim.carriers import SINGLE
+from edgemat.sim.fused import Fused, fuse
+
+SLICE_BYTES = 1 << 19
+"""A slice of the batch whose largest tensor has this size stays in a core's second-level cache."""
 
 
 class Simulator:
     """Runs a lowered file; outputs are those of the hardware, to the bit.
+
+    The file is canonical. What runs is a fused copy of it in memory (`edgemat.sim.fused`), in slices of the batch, one
+    thread a slice; `OMP_NUM_THREADS` bounds the threads. A Simulator may be used from several threads.
 
     Args:
         path: A lowered file, or a `Graph` that was read already.
@@ -33,30 +43,41 @@ class Simulator:
         self.graph = path if isinstance(path, Graph) else read(path)
 
     @cached_property
-    def _from_values(self) -> onnxruntime.InferenceSession:
-        return session.open_session(session.code_model(self.graph, _distinct(self.graph.outputs), from_codes=False))
+    def _from_values(self) -> tuple[Fused, onnxruntime.InferenceSession]:
+        fused = fuse(self.graph, from_codes=False)
+        return fused, session.open_session(fused.model, threads=1)
 
     @cached_property
-    def _from_codes(self) -> onnxruntime.InferenceSession:
-        return session.open_session(session.code_model(self.graph, _distinct(self.graph.outputs), from_codes=True))
+    def _from_codes(self) -> tuple[Fused, onnxruntime.InferenceSession]:
+        fused = fuse(self.graph, from_codes=True)
+        return fused, session.open_session(fused.model, threads=1)
 
     def _run(self, x: Arrays, codes: bool) -> dict[str, np.ndarray]:
-        """Output codes by code tensor name."""
-        graph = self.graph
-        feeds: dict[str, np.ndarray] = {}
-        for index, (name, array) in enumerate(by_name(graph, x).items()):
-            tensor = graph.input_type(index)
-            if codes:
-                feeds[tensor.name] = check_codes(name, array, tensor).astype(tensor.dtype)
-            else:
-                feeds[name] = to_float32(name, array)
-        active = self._from_codes if codes else self._from_values
-        total, step = len(next(iter(feeds.values()))), 4 * chunk_size(graph)
-        wanted = [output.name for output in active.get_outputs()]
-        parts = []
-        for start in range(0, total, step):
-            parts.append(active.run(wanted, {k: v[start : start + step] for k, v in feeds.items()}))
-        return {name: np.concatenate([part[i] for part in parts]) for i, name in enumerate(wanted)}
+        """Outputs in their carriers by code tensor name."""
+        arrays = list(by_name(self.graph, x).items())
+        types = [self.graph.input_type(index) for index in range(len(arrays))]
+        fused, active = self._from_codes if codes else self._from_values
+        used = {value.name for value in active.get_inputs()}
+        total = len(arrays[0][1])
+        largest = max(tensor.size for tensor in self.graph.tensors.values())
+        workers = session.thread_count()
+        step = max(1, min(SLICE_BYTES // (4 * largest), -(-total // workers)))
+
+        def run_slice(start: int) -> list[np.ndarray]:
+            feeds = {}
+            for (name, array), tensor, fed in zip(arrays, types, fused.inputs, strict=True):
+                part = array[start : start + step]
+                made = check_codes(name, part, tensor).astype(tensor.dtype) if codes else _values(name, part, tensor)
+                if fed in used:
+                    feeds[fed] = made
+            return active.run(None, feeds)
+
+        starts = range(0, total, step)
+        if workers == 1 or len(starts) == 1:
+            parts = [run_slice(start) for start in starts]
+        else:
+            parts = list(_pool(workers).map(run_slice, starts))
+        return {name: np.concatenate([part[i] for part in parts]) for i, name in enumerate(fused.outputs)}
 
     def codes(self, x: Arrays, codes: bool = False) -> np.ndarray | dict[str, np.ndarray]:
         """int64 output codes.
@@ -67,6 +88,9 @@ class Simulator:
 
         Returns:
             int64 array, or a dict by output name where there are several.
+
+        Raises:
+            FormatError: for wrong names or shapes, NaN, codes outside the input's format, infinities under WRAP.
         """
         found = self._run(x, codes)
         pairs = zip(self.graph.output_names, self.graph.outputs, strict=True)
@@ -81,19 +105,20 @@ class Simulator:
 
         Returns:
             One array, or a dict by output name where there are several.
+
+        Raises:
+            FormatError: for wrong names or shapes, NaN, codes outside the input's format, infinities under WRAP.
         """
         if codes:
             return self.codes(x, codes=True)
         found = self._run(x, False)
         values = {}
         for name, tensor in zip(self.graph.output_names, self.graph.outputs, strict=True):
-            values[name] = formats.dequantize(found[tensor], self.graph.tensors[tensor].format)
+            values[name] = _real(found[tensor], self.graph.tensors[tensor].format)
         return single(values)
 
     def trace(self, x: Arrays, codes: bool = False) -> dict[str, np.ndarray]:
-        """Codes of every tensor, by ONNX value name."""
-        from edgemat.sim.arrays import to_codes
-
+        """Codes of every tensor, by ONNX value name, as the file's own bodies compute them."""
         return onnx_trace(self.graph, to_codes(self.graph, x, codes))
 
 
@@ -110,5 +135,22 @@ def onnx_trace(graph: Graph, codes: dict[str, np.ndarray]) -> dict[str, np.ndarr
     return made
 
 
-def _distinct(names: list[str]) -> list[str]:
-    return list(dict.fromkeys(names))
+@lru_cache
+def _pool(workers: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(workers, thread_name_prefix="edgemat-simulator")
+
+
+def _values(name: str, array: np.ndarray, tensor: Tensor) -> np.ndarray:
+    """Checked float32 values for an input quantiser."""
+    values = to_float32(name, array)
+    if tensor.format.overflow == "WRAP":
+        refuse_infinity(name, values, tensor.format)
+    return values
+
+
+def _real(codes: np.ndarray, fmt: Fixed) -> np.ndarray:
+    """Values of codes in any carrier; adding 0 turns a float carrier's -0 into 0."""
+    if codes.dtype == SINGLE and fmt.width <= 24 and max(map(abs, fmt.fracs)) <= 100:
+        factors = np.ldexp(1.0, -formats.channel_array(fmt.fracs, codes.ndim)).astype(np.float32)
+        return codes * factors + np.float32(0)
+    return formats.dequantize(codes.astype(np.int64), fmt)
