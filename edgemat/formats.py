@@ -36,7 +36,9 @@ OVERFLOWS = ("WRAP", "SAT", "SAT_SYM", "SAT_ZERO")
 IntBits = int | tuple[int, ...] | None
 
 _TEXT = re.compile(
-    r"^(?P<u>u?)fixed<(?P<w>\d+)(?:,(?P<i>-?\d+|\[-?\d+(?:,-?\d+)*\]))?(?:,(?P<q>[A-Z_]+))?(?:,(?P<o>[A-Z_]+))?>$"
+    r"(?P<u>u?)fixed<(?P<w>\d{1,4})(?:,(?P<i>-?\d{1,4}|\[-?\d{1,4}(?:,-?\d{1,4})*\]))?"
+    r"(?:,(?P<q>[A-Z_]+))?(?:,(?P<o>[A-Z_]+))?>",
+    re.ASCII,
 )
 _FRAC_LIMIT = 256
 
@@ -90,7 +92,7 @@ class Fixed:
         Raises:
             FormatError: if the text is not a format.
         """
-        match = _TEXT.match(re.sub(r"\s+", "", text)) if isinstance(text, str) and len(text) < 1_000_000 else None
+        match = _TEXT.fullmatch(re.sub(r"\s+", "", text)) if isinstance(text, str) and len(text) < 1_000_000 else None
         if match is None:
             raise FormatError(
                 f"format {str(text)[:80]!r} cannot be read, expected for example 'fixed<8,3>', 'ufixed<6>' or "
@@ -178,7 +180,7 @@ def accumulator(lo: int, hi: int, fracs: Sequence[int]) -> Fixed:
         FormatError: if more than 64 bits are needed.
     """
     signed = lo < 0
-    width = max(1, hi.bit_length(), (-lo - 1).bit_length() if signed else 0) + signed
+    width = max(1, max(hi.bit_length() if hi > 0 else 0, (-lo - 1).bit_length() if signed else 0) + signed)
     if width > (64 if signed else 63):
         raise FormatError(f"an accumulator of {width} bits is needed for codes {lo} to {hi}, at most 64 are supported")
     frac = uniform(tuple(int(f) for f in fracs))
@@ -328,13 +330,15 @@ def quantize(values: np.ndarray, fmt: Fixed, axis: int = 1) -> np.ndarray:
     if fmt.overflow == "WRAP":
         modulus = math.ldexp(1.0, fmt.width)
         rest = np.fmod(rounded, modulus)
-        rest = np.where(rest < 0, rest + modulus, rest)
-        return wrap(rest.astype(np.uint64).astype(np.int64), fmt)
+        if fmt.width == 64:  # into int64, where what lies outside is a multiple of 2**11 and the difference exact
+            rest = np.where(rest >= modulus / 2, rest - modulus, np.where(rest < -modulus / 2, rest + modulus, rest))
+        return wrap(rest.astype(np.int64), fmt)
     over = rounded >= float(high + 1)
     under = rounded < float(low)
     inside = np.where(over | under, 0.0, rounded).astype(np.int64)
     if fmt.overflow == "SAT_ZERO":
         return inside
+    inside = np.maximum(inside, low)  # float(low) of a wide SAT_SYM format is one below low
     return np.where(over, np.int64(high), np.where(under, np.int64(low), inside))
 
 

@@ -36,7 +36,9 @@ class Quantize(Op):
             rail = np.dtype(np.int64)
             inside = body.binary("Max", value, body.number(float(low), value))
             over = body.op("GreaterOrEqual", inside.value, body.const(float(high + 1), np.float64))
-            under = body.op("Less", value.value, body.const(float(low), np.float64))
+            # float(low) of SAT_SYM is one below low: what equals it saturates as well.
+            below = "Less" if fmt.overflow == "SAT_ZERO" else "LessOrEqual"
+            under = body.op(below, value.value, body.const(float(low), np.float64))
             kept = body.op("Where", over, body.const(0.0, np.float64), inside.value)
             codes = body.cast(Coded(kept, np.dtype(np.float64)), rail)
             edge = (low, high) if fmt.overflow != "SAT_ZERO" else (0, 0)
