@@ -35,13 +35,18 @@ class Trained:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Trained]:
     """A function that gives a trained network by name, training it where no worker has.
 
-    ``EDGEMAT_NETWORK_CACHE`` names a folder that outlives the run, for people who work on the backends.
+    ``EDGEMAT_NETWORK_CACHE`` names a folder that outlives the run, for people who work on the backends: trained
+    weights are taken from there, the lowered file is always written anew.
     """
     base = tmp_path_factory.getbasetemp()
     shared = base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
-    cache = Path(os.environ.get("EDGEMAT_NETWORK_CACHE") or shared / "networks")
+    kept = os.environ.get("EDGEMAT_NETWORK_CACHE")
+    cache = Path(kept or shared / "networks")
+    seen: dict[str, Trained] = {}
 
     def get(name: str) -> Trained:
+        if name in seen:
+            return seen[name]
         folder = cache / name
         base = recipes.NETWORKS[name].base
         start = get(base).onnx.parent if base else None
@@ -49,10 +54,16 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Trained
         with FileLock(folder / "lock"):
             written = folder / "score.json"
             try:
-                score = recipes.Score(**json.loads(written.read_text())) if written.exists() else None
-                score = score or recipes.build(name, folder, start)
+                if not written.exists():
+                    score = recipes.build(name, folder, start)
+                else:
+                    score = recipes.Score(**json.loads(written.read_text()))
+                    if kept:
+                        module = recipes.load_module(name, folder / "module.pt")
+                        recipes.lower(module, recipes.NETWORKS[name].load(), folder)
             except data.DataMissingError as missing:
                 pytest.skip(str(missing))
-        return Trained(name, folder / "net.onnx", folder / "module.pt", score)
+        seen[name] = Trained(name, folder / "net.onnx", folder / "module.pt", score)
+        return seen[name]
 
     return get

@@ -7,6 +7,7 @@ on two cores.
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -82,7 +83,7 @@ NETWORKS: dict[str, Network] = {
     "lenet8": _LENET(_formats("ufixed<8,0>", 8), base="lenet"),
     "resnet8": Network(
         models.ResNet8,
-        partial(data.cifar10_jpeg, 1_000),
+        partial(data.cifar10_jpeg, 600),
         _formats("fixed<8,1>", 8),
         float_epochs=2,
         quantised_epochs=1,
@@ -165,6 +166,13 @@ def quantise(network: Network, split: data.DataSet, model: nn.Module) -> nn.Modu
     return train(quantised, split, network, network.quantised_epochs, network.lr / 5)
 
 
+def lower(quantised: nn.Module, split: data.DataSet, folder: Path) -> None:
+    """Writes ``net.onnx``; a reader sees the old file or the new one, never a part."""
+    written = folder / f"net-{os.getpid()}.onnx"
+    edgemat.to_onnx(quantised, torch.from_numpy(split.x_test[:2]), written)
+    os.replace(written, folder / "net.onnx")
+
+
 def build(name: str, folder: Path, base: Path | None = None) -> Score:
     """Trains the network `name` and writes ``net.onnx``, ``score.json`` and two ``state_dict`` into `folder`:
     ``float.pt`` and ``module.pt``, the quantised one. `base` is the folder of the network it starts from.
@@ -180,7 +188,7 @@ def build(name: str, folder: Path, base: Path | None = None) -> Score:
     torch.save(model.state_dict(), folder / "float.pt")
     quantised = quantise(network, split, model)
     torch.save(quantised.state_dict(), folder / "module.pt")
-    edgemat.to_onnx(quantised, torch.from_numpy(split.x_test[:2]), folder / "net.onnx")
+    lower(quantised, split, folder)
     reached = Score(
         score(outputs(model, split.x_test), split, network),
         score(outputs(quantised, split.x_test), split, network),
