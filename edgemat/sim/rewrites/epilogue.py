@@ -102,7 +102,7 @@ def fold(call: Call, magnitude: int) -> Folded | None:
     half = (1 << (max(shift) - 1)) if rounds else 0
     if max(map(abs, shift)) > MAX_SHIFT or magnitude + half >= SINGLE_LIMIT:
         return None
-    low, high = rounded_interval(result.lo, result.hi, shift, target)
+    low, high = rounded_interval(result.lo, result.hi, shift, rounding)
     if max(-low, high) >= SINGLE_LIMIT or target.width > 24:
         return None
     operator, constant = _OPERATORS[rounding] if rounds else ("Floor", 0.0)
@@ -110,8 +110,8 @@ def fold(call: Call, magnitude: int) -> Folded | None:
     return Folded(np.exp2(-shifts), np.where(shifts > 0, constant, 0.0), operator, target, low, high)
 
 
-def rounded_interval(lo: int, hi: int, shift: tuple[int, ...], target: Fixed) -> tuple[int, int]:
-    """Interval of the rounded codes before overflow, over all shifts."""
+def rounded_interval(lo: int, hi: int, shift: tuple[int, ...], rounding: str) -> tuple[int, int]:
+    """Interval of the rounded codes before overflow, over all shifts; `rounding` is the mode that is applied."""
     ends = np.array([lo, hi], dtype=object)
-    rounded = [formats.round_shift(ends, s, target.rounding) for s in set(shift)]
+    rounded = [formats.round_shift(ends, s, rounding) for s in set(shift)]
     return min(int(r[0]) for r in rounded), max(int(r[1]) for r in rounded)

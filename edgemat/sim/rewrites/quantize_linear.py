@@ -78,7 +78,8 @@ def quantize_linear(body: FusedBody, call: Call, x: list[Carried]) -> Carried | 
         return Carried(body, result, coded=lambda: body.unary("Floor", value))
     made = body.microsoft("QGemm", *inputs, one, body.const(zero, np.uint8))
     exact = call.exact[0]
-    _, high = rounded_interval(exact.lo, exact.hi, call.epilogue.shift, call.epilogue.format)
+    rounding = effective_rounding(call.epilogue.format)
+    _, high = rounded_interval(exact.lo, exact.hi, call.epilogue.shift, rounding)
     offset = byte_offset(result)
     assert offset is not None
     if high > result.hi and result.hi + offset < 255:
@@ -93,13 +94,13 @@ def _plan(call: Call, bias: np.ndarray) -> tuple[np.ndarray, np.ndarray, int] | 
         return (np.ones(1), bias, 0) if magnitude < SINGLE_LIMIT else None
     target, shift = call.epilogue.format, call.epilogue.shift
     exact, result = call.exact[0], call.y[0]
-    low, high = rounded_interval(exact.lo, exact.hi, shift, target)
+    rounding = effective_rounding(target) if max(shift) > 0 else "RND"
+    low, high = rounded_interval(exact.lo, exact.hi, shift, rounding)
     offset = byte_offset(result)
     if offset is None or result.format.per_channel:
         return None
     if target.overflow not in ("SAT", "SAT_SYM") and not target.holds(low, high):
         return None
-    rounding = effective_rounding(target) if max(shift) > 0 else "RND"
     shifts = np.asarray(shift, dtype=np.int64)
     breaks = {"RND": TIE_BREAK, "TRN": TIE_BREAK, "RND_MIN_INF": -TIE_BREAK, "RND_CONV": 0.0}
     if rounding not in breaks or max(shift) > MAX_SHIFT or min(shift) < -MAX_SHIFT:
