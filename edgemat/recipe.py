@@ -236,6 +236,6 @@ def _check_bias(bias: Fixed, label: str) -> None:
         or (bias.rounding, bias.overflow) != ("RND", "SAT")
     ):
         raise FormatError(
-            f"{label}: bias is {bias}, expected 'fixed<W>' with at most 32 bits; it is signed, RND, SAT, and its binary "
-            "point is the accumulator's"
+            f"{label}: bias is {bias}, expected 'fixed<W>' with at most 32 bits; it is signed, RND, SAT, and its "
+            "binary point is the accumulator's"
         )

@@ -6,9 +6,10 @@ from edgemat.nn.activation import QuantClip, QuantConstant, QuantPReLU, QuantReL
 from edgemat.nn.batch_norm import BatchNorm, QuantBatchNorm
 from edgemat.nn.calibration import calibrate
 from edgemat.nn.conversion import quantize
+from edgemat.nn.convolution import QuantConv1d, QuantConv2d, QuantConvTranspose2d
 from edgemat.nn.join import QuantAdd, QuantConcat, QuantMatMul, QuantMul, QuantSub
 from edgemat.nn.layer import QuantLayer
-from edgemat.nn.linear import QuantConv1d, QuantConv2d, QuantConvTranspose2d, QuantLinear
+from edgemat.nn.linear import QuantLinear
 from edgemat.nn.pooling import QuantAdaptiveAvgPool, QuantAvgPool, QuantMean
 from edgemat.nn.preparation import prepare_export
 from edgemat.nn.quantizer import FixedQuantizer

@@ -36,8 +36,8 @@ class QuantReLU(QuantLayer):
 class QuantClip(QuantLayer):
     """Clipping to ``[low, high]`` (ReLU6, Hardtanh, clamp) followed by a quantiser.
 
-    The bounds are rounded to the grid of the result first: for a monotone rounding the result is the same, and the bounds
-    exist as codes.
+    The bounds are rounded to the grid of the result first: for a monotone rounding the result is the same, and the
+    bounds exist as codes.
 
     Args:
         low: Lower bound, or None.

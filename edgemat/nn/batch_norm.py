@@ -79,8 +79,8 @@ class BatchAffine(torch.autograd.Function):
     """``a * x + b`` per channel, where `mean` and `var` of x are part of a and b.
 
     The gradient of x runs through the statistics, too: with a straight through its rounding, it is batch norm's own, so
-    torch's fused kernel computes it in one go. That kernel's gradient of its weight is ``sum g (x - mean) / std`` and of
-    its bias ``sum g``; those of a and b follow from them.
+    torch's fused kernel computes it in one go. That kernel's gradient of its weight is ``sum g (x - mean) / std`` and
+    of its bias ``sum g``; those of a and b follow from them.
     """
 
     @staticmethod
@@ -103,8 +103,8 @@ class BatchAffine(torch.autograd.Function):
 class QuantBatchNorm(QuantLayer):
     """Batch norm as a fixed-point affine, ``Requantize(a * x + b)`` per channel (axis 1), QFX's way.
 
-    ``a = gamma / sqrt(var + eps)`` in the format `weights`, ``b = beta - mean * a`` (the unrounded a) on the grid of the
-    product. While training, the batch's statistics take the place of the running ones, in both a and b.
+    ``a = gamma / sqrt(var + eps)`` in the format `weights`, ``b = beta - mean * a`` (the unrounded a) on the grid of
+    the product. While training, the batch's statistics take the place of the running ones, in both a and b.
 
     Args:
         norm: The torch batch norm whose parameters and statistics are taken over, or the number of channels.
@@ -159,7 +159,9 @@ class QuantBatchNorm(QuantLayer):
             momentum = self.momentum
             if momentum is None or self.estimating:
                 momentum = 1.0 / float(self.num_batches_tracked)
-            return torch.batch_norm_update_stats(x.detach().float(), self.running_mean, self.running_var, float(momentum))
+            return torch.batch_norm_update_stats(
+                x.detach().float(), self.running_mean, self.running_var, float(momentum)
+            )
 
     def real_affine(self, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
         """a and b before rounding, float64."""

@@ -191,7 +191,9 @@ def limit_weights(layer: WeightedLayer | QuantBatchNorm) -> None:
         bias = layer.real_affine(layer.running_mean, layer.running_var)[1]
     if quantizer.stated or bias is None or source is None or not source.ready:
         return
-    finest = [range_frac(min(b, 0.0), max(b, 0.0), layer.bias_grid) - source.exponent() if b else None for b in bias.tolist()]
+    finest = [
+        range_frac(min(b, 0.0), max(b, 0.0), layer.bias_grid) - source.exponent() if b else None for b in bias.tolist()
+    ]
     present = quantizer.exponents().expand(len(finest)).tolist()
     limited = [f if limit is None else min(f, limit) for f, limit in zip(present, finest, strict=True)]
     if limited != present:
@@ -234,7 +236,7 @@ def run(module: nn.Module, batch: Any) -> Any:
         return module(**{str(k): tensor(v) for k, v in batch.items()})
     if isinstance(batch, Tensor | np.ndarray):
         return module(tensor(batch))
-    if isinstance(batch, Sequence):
+    if isinstance(batch, Sequence) and not isinstance(batch, str):
         return module(*(tensor(v) for v in batch[: _inputs(module, len(batch))]))
     raise FormatError(f"a calibration batch is a {type(batch).__name__}, expected a tensor, a tuple or a dict")
 

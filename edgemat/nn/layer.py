@@ -82,8 +82,8 @@ class QuantLayer(nn.Module):
             )
         if source.per_channel:
             raise FormatError(
-                f"layer {self.path or type(self).__name__!r} gets an input with a binary point per channel, expected one "
-                "for the whole tensor; give it an input format of its own"
+                f"layer {self.path or type(self).__name__!r} gets an input with a binary point per channel, expected "
+                "one for the whole tensor; give it an input format of its own"
             )
         return source
 
@@ -103,8 +103,8 @@ class QuantLayer(nn.Module):
         """Refuses an export that was not prepared."""
         if not self._frozen:
             raise FormatError(
-                f"layer {self.path or type(self).__name__!r} is exported without preparation, expected a frozen copy; use "
-                "edgemat.to_onnx, or edgemat.nn.prepare_export before torch.onnx.export"
+                f"layer {self.path or type(self).__name__!r} is exported without preparation, expected a frozen copy; "
+                "use edgemat.to_onnx, or edgemat.nn.prepare_export before torch.onnx.export"
             )
 
     def carrier(self, bound: int) -> torch.dtype:
@@ -118,8 +118,8 @@ class QuantLayer(nn.Module):
         if bound < FLOAT64_EXACT:
             return torch.float64
         raise FormatError(
-            f"layer {self.path or type(self).__name__!r} has partial sums of up to {bound} LSBs, expected less than 2**53, "
-            "which is what a float64 holds exactly; narrow the inputs or the weights"
+            f"layer {self.path or type(self).__name__!r} has partial sums of up to {bound} LSBs, expected less than "
+            "2**53, which is what a float64 holds exactly; narrow the inputs or the weights"
         )
 
 

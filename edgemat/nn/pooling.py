@@ -1,9 +1,9 @@
 """Average pooling: the exact rational ``sum / count``, rounded once.
 
 The sum of codes is exact in float64, and so the quotient is correctly rounded to 53 bits. A quotient that is not a tie
-of the output format differs from every tie by at least ``2**-g / (2 * count)`` of an LSB (``g`` dropped input bits), which
-53 bits resolve while ``log2(sum) + log2(count) + 2 <= 53``: the second rounding then sees ties only where they are.
-Max pooling is exact and needs no layer of its own.
+of the output format differs from every tie by at least ``2**-g / (2 * count)`` of an LSB (``g`` dropped input bits),
+which 53 bits resolve while ``log2(sum) + log2(count) + 2 <= 53``: the second rounding then sees ties only where they
+are. Max pooling is exact and needs no layer of its own.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ class AveragePool(QuantLayer):
         x = self.enter(x)
         if x.dim() not in (3, 4):
             raise LoweringError(
-                f"layer {self.path or type(self).__name__!r} got a tensor of {x.dim()} axes, expected [N, C, L] or [N, C, H, W]"
+                f"layer {self.path or type(self).__name__!r} got a tensor of {x.dim()} axes, expected [N, C, L] or [N, "
+                "C, H, W]"
             )
         kernel, stride, padding, ceil_mode, include = self.window(x)
         if exporting():
@@ -53,8 +54,8 @@ class AveragePool(QuantLayer):
         count = math.prod(kernel)
         if bits + 2 * count.bit_length() + 2 > 53:
             raise FormatError(
-                f"layer {self.path or type(self).__name__!r} averages {count} codes of {bits} bits, expected few enough for "
-                "53 bits; pool in two steps"
+                f"layer {self.path or type(self).__name__!r} averages {count} codes of {bits} bits, expected few "
+                "enough for 53 bits; pool in two steps"
             )
         pool = F.avg_pool1d if x.dim() == 3 else F.avg_pool2d
         with exact_arithmetic(x):
@@ -164,8 +165,8 @@ class QuantAdaptiveAvgPool(AveragePool):
             size = n if target is None else int(target)
             if size == 0 or n % size:
                 raise LoweringError(
-                    f"layer {self.path or type(self).__name__!r} pools {n} elements to {size}, expected a divisor; windows of "
-                    "unequal size have no counterpart on the targets"
+                    f"layer {self.path or type(self).__name__!r} pools {n} elements to {size}, expected a divisor; "
+                    "windows of unequal size have no counterpart on the targets"
                 )
             kernel.append(n // size)
         return tuple(kernel), tuple(kernel), (0,) * len(kernel), False, True
@@ -208,8 +209,8 @@ class QuantMean(AveragePool):
         swapped = x.dim() == 3 and axes == [1]
         if not swapped and axes != list(range(2, x.dim())):
             raise LoweringError(
-                f"layer {self.path or 'mean'!r} averages axes {axes} of a tensor of {x.dim()} axes, expected all axes from 2 "
-                "on, or axis 1 of [N, T, C]; transpose first"
+                f"layer {self.path or 'mean'!r} averages axes {axes} of a tensor of {x.dim()} axes, expected all axes "
+                "from 2 on, or axis 1 of [N, T, C]; transpose first"
             )
         y = super().forward(x.transpose(1, 2) if swapped else x)
         if swapped:

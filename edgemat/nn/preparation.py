@@ -29,7 +29,8 @@ def prepare_export(module: nn.Module) -> nn.Module:
     parts = [part for part in made.modules() if isinstance(part, QuantLayer | FixedQuantizer)]
     if not parts:
         raise LoweringError(
-            f"{type(module).__name__} holds no layer of edgemat.nn, expected a quantised module; call edgemat.quantize first"
+            f"{type(module).__name__} holds no layer of edgemat.nn, expected a quantised module; call edgemat.quantize "
+            "first"
         )
     for part in parts:
         if isinstance(part, QuantConstant) and part.target:

@@ -1,13 +1,13 @@
 """Exact rounding and overflow of torch tensors, and the straight-through gradients of QFX.
 
-With ``s = 2**f`` a value becomes ``v = overflow(round(x * s)) / s``. Every step is exact in the carrier: ``s`` is a power
-of two, and each rounding mode is built from ``floor``, ``ceil`` and ``trunc`` of exactly doubled values, because the
-usual ``floor(v + 0.5)`` rounds 0.49999997 up. Where the format is unsigned, ``floor(v + 0.49999997)`` is exact for every
-float32 ``v`` (its one wrong tie, -0.5, is clamped anyway) and saves two passes.
+With ``s = 2**f`` a value becomes ``v = overflow(round(x * s)) / s``. Every step is exact in the carrier: ``s`` is a
+power of two, and each rounding mode is built from ``floor``, ``ceil`` and ``trunc`` of exactly doubled values, because
+the usual ``floor(v + 0.5)`` rounds 0.49999997 up. Where the format is unsigned, ``floor(v + 0.49999997)`` is exact for
+every float32 ``v`` (its one wrong tie, -0.5, is clamped anyway) and saves two passes.
 
-Gradients (`docs/numerics.md`, straight-through gradients): in range ``dv/dx = 1`` and ``dv/df = ln2 * (x - v)``; outside
-``dv/dx = 0`` and ``dv/df = -ln2 * v`` (SAT_ZERO has ``v = 0`` there). Summed over a tensor with incoming gradient ``g``
-this is ``ln2 * (<g * inside, x> - <g, v>)``: two dot products.
+Gradients (`docs/numerics.md`, straight-through gradients): in range ``dv/dx = 1`` and ``dv/df = ln2 * (x - v)``;
+outside ``dv/dx = 0`` and ``dv/df = -ln2 * v`` (SAT_ZERO has ``v = 0`` there). Summed over a tensor with incoming
+gradient ``g`` this is ``ln2 * (<g * inside, x> - <g, v>)``: two dot products.
 """
 
 from __future__ import annotations

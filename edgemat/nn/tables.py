@@ -1,7 +1,7 @@
 """Activation functions read from a table: sigmoid, tanh, SiLU, GELU, hard sigmoid, hard swish.
 
-The table is computed once in float64 (`edgemat.ops.table.make_table`) and is the same one that the lowered file stores, so
-that `eval()` gives the deployed bits. Gradients are those of the real function followed by the output quantiser.
+The table is computed once in float64 (`edgemat.ops.table.make_table`) and is the same one that the lowered file stores,
+so that `eval()` gives the deployed bits. Gradients are those of the real function followed by the output quantiser.
 """
 
 from __future__ import annotations

@@ -73,7 +73,10 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], list[tuple[int, ...]]]] = {
     "neg": (lambda: Net(lambda s, x: s.d(-x), d=conv(3, 2)), [IMAGE]),
     "parameters": (
         lambda: Net(
-            lambda s, x: s.d(x * s.g + s.b), d=conv(3, 2), g=nn.Parameter(torch.rand(1, 3, 1, 1)), b=torch.rand(1, 3, 1, 1)
+            lambda s, x: s.d(x * s.g + s.b),
+            d=conv(3, 2),
+            g=nn.Parameter(torch.rand(1, 3, 1, 1)),
+            b=torch.rand(1, 3, 1, 1),
         ),
         [IMAGE],
     ),
@@ -101,7 +104,10 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], list[tuple[int, ...]]]] = {
         lambda: Net(lambda s, x: s.l(s.c(x).view(x.shape[0], 4 * 8 * 8)), c=conv(), l=nn.Linear(256, 5)),
         [IMAGE],
     ),
-    "unsqueeze": (lambda: Net(lambda s, x: s.m(s.l(x).unsqueeze(1).squeeze(1)), l=nn.Linear(6, 6), m=nn.Linear(6, 3)), [(4, 6)]),
+    "unsqueeze": (
+        lambda: Net(lambda s, x: s.m(s.l(x).unsqueeze(1).squeeze(1)), l=nn.Linear(6, 6), m=nn.Linear(6, 3)),
+        [(4, 6)],
+    ),
     "avg pool": (lambda: Net(lambda s, x: s.d(F.avg_pool2d(s.c(x), 3, 2, 1)), c=conv(), d=conv(4, 2)), [IMAGE]),
     "avg pool ceil": (lambda: Net(lambda s, x: F.avg_pool2d(s.c(x), 3, 2, 1, True, False), c=conv()), [(3, 3, 9, 8)]),
     "avg pool padded": (lambda: Net(lambda s, x: F.avg_pool2d(s.c(x), 3, 2, 1, True, True), c=conv()), [(3, 3, 10, 9)]),
@@ -132,11 +138,17 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], list[tuple[int, ...]]]] = {
     ),
     "conv transpose norm": (
         lambda: Net(
-            lambda s, x: F.relu(s.b(s.d(F.relu(s.c(x))))), c=conv(), d=nn.ConvTranspose2d(4, 3, 2, 2), b=nn.BatchNorm2d(3)
+            lambda s, x: F.relu(s.b(s.d(F.relu(s.c(x))))),
+            c=conv(),
+            d=nn.ConvTranspose2d(4, 3, 2, 2),
+            b=nn.BatchNorm2d(3),
         ),
         [IMAGE],
     ),
-    "interpolate": (lambda: Net(lambda s, x: s.d(F.interpolate(s.c(x), scale_factor=2)), c=conv(), d=conv(4, 2)), [IMAGE]),
+    "interpolate": (
+        lambda: Net(lambda s, x: s.d(F.interpolate(s.c(x), scale_factor=2)), c=conv(), d=conv(4, 2)),
+        [IMAGE],
+    ),
     "upsample": (lambda: Net(lambda s, x: s.u(s.c(x)), c=conv(), u=nn.Upsample(scale_factor=(2, 3))), [IMAGE]),
     "matmul": (
         lambda: Net(lambda s, x: torch.matmul(s.a(x), s.b(x).transpose(1, 2)), a=nn.Linear(6, 5), b=nn.Linear(6, 5)),
@@ -154,7 +166,9 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], list[tuple[int, ...]]]] = {
     "padding same": (lambda: Net(lambda s, x: s.c(x), c=nn.Conv2d(3, 4, 4, padding="same")), [IMAGE]),
     "groups and dilation": (
         lambda: Net(
-            lambda s, x: s.d(F.relu(s.c(x))), c=conv(3, 6, groups=3), d=nn.Conv2d(6, 4, 3, 2, dilation=2, groups=2, bias=False)
+            lambda s, x: s.d(F.relu(s.c(x))),
+            c=conv(3, 6, groups=3),
+            d=nn.Conv2d(6, 4, 3, 2, dilation=2, groups=2, bias=False),
         ),
         [IMAGE],
     ),

@@ -169,18 +169,14 @@ def _folded_pair() -> tuple[nn.Module, torch.Tensor]:
 
 def test_batch_norm_folds_like_float() -> None:
     net, x = _folded_pair()
-    module = edgemat.quantize(
-        net, edgemat.Recipe(input="fixed<16,5>", weights="fixed<20>", activations="fixed<20>")
-    )
+    module = edgemat.quantize(net, edgemat.Recipe(input="fixed<16,5>", weights="fixed<20>", activations="fixed<20>"))
     edgemat.calibrate(module, [x])
     assert torch.allclose(module.eval()(x).float(), net.eval()(x), atol=2e-3)
 
 
 def test_batch_statistics_train_like_float_and_update_the_running_ones() -> None:
     net, x = _folded_pair()
-    module = edgemat.quantize(
-        net, edgemat.Recipe(input="fixed<16,5>", weights="fixed<20>", activations="fixed<20>")
-    )
+    module = edgemat.quantize(net, edgemat.Recipe(input="fixed<16,5>", weights="fixed<20>", activations="fixed<20>"))
     edgemat.calibrate(module, [x])
     net.train()
     module.train()

@@ -1,4 +1,5 @@
-"""FixedQuantizer against exact rational arithmetic: every mode, every code, ties, traps; gradients against the formulas."""
+"""FixedQuantizer against exact rational arithmetic: every mode, every code, ties, traps; gradients against the
+formulas."""
 
 from __future__ import annotations
 
@@ -91,7 +92,14 @@ def test_per_channel_equals_per_tensor(rounding: str) -> None:
 
 def test_the_half_trap() -> None:
     fmt = Fixed(8, 8)
-    assert codes(FixedQuantizer(fmt), [BELOW_HALF, 0.5, ABOVE_HALF, -0.5, -BELOW_HALF, -ABOVE_HALF]) == [0, 1, 1, 0, 0, -1]
+    assert codes(FixedQuantizer(fmt), [BELOW_HALF, 0.5, ABOVE_HALF, -0.5, -BELOW_HALF, -ABOVE_HALF]) == [
+        0,
+        1,
+        1,
+        0,
+        0,
+        -1,
+    ]
     # The usual formula fails here: this test would not notice a wrong implementation otherwise.
     assert math.floor(np.float32(BELOW_HALF) + np.float32(0.5)) == 1
 
@@ -102,7 +110,9 @@ def test_wide_formats(width: int, rounding: str) -> None:
     for signed in (True, False):
         fmt = Fixed(width, 3, signed, rounding, "SAT")
         generator = np.random.default_rng(width)
-        values = np.concatenate([generator.normal(size=500) * 3, [4, -4, 8, -8, 3.9999998, -3.9999998, 0.0, 1e30, -1e30]])
+        values = np.concatenate(
+            [generator.normal(size=500) * 3, [4, -4, 8, -8, 3.9999998, -3.9999998, 0.0, 1e30, -1e30]]
+        )
         values = values.astype(np.float32)
         assert codes(FixedQuantizer(fmt), values.tolist()) == quantize(values, fmt).tolist()
 
@@ -236,5 +246,8 @@ def test_range_frac_is_the_finest_that_holds(text: str) -> None:
         frac = range_frac(low, high, quantizer.grid)
         low_rail, high_rail = fmt.rails
         for candidate, fits in ((frac, True), (frac + 1, False)):
-            ends = [exact_round(Fraction(float(np.float64(v))) * Fraction(2) ** candidate, fmt.rounding) for v in (low, high)]
+            ends = [
+                exact_round(Fraction(float(np.float64(v))) * Fraction(2) ** candidate, fmt.rounding)
+                for v in (low, high)
+            ]
             assert (low_rail <= ends[0] and ends[1] <= high_rail) is fits

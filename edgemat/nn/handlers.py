@@ -1,0 +1,399 @@
+"""One handler per kind of operation: each puts the quantised twin of a node into the new graph."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from edgemat.formats import Fixed
+from edgemat.nn import activation, arrangement, convolution, join, linear, pooling, tables
+from edgemat.nn.batch_norm import BatchNorm, QuantBatchNorm
+from edgemat.nn.kinds import TABLE_NAMES, as_number, module_type
+from edgemat.nn.layer import QuantLayer
+from edgemat.nn.placement import Placement, Value
+from edgemat.nn.quantizer import FixedQuantizer
+from edgemat.nn.tracing import argument, label, refuse
+
+
+class Handlers(Placement):
+    """The handlers, ``do_<kind>``; kinds are listed in `kinds`."""
+
+    # -- layers with weights --------------------------------------------------------------------------------------
+    def do_linear(self, node: fx.Node) -> None:
+        """Linear and convolutions."""
+        old = self.old_module(node)
+        name = str(node.target)
+        x = self.operand(self.enter(node, self.values[node.args[0]]))  # type: ignore[index]
+        shared = self.calls[name] > 1
+        if shared and name in self.done:
+            layer = self.root.get_submodule(name)
+            self.finish(node, self.new.call_module(name, (x.node,)), layer, False)  # type: ignore[arg-type]
+            return
+        norm = self.foldable_norm(node) if not shared else None
+        rules = self.layer_recipe(node)
+        options: dict[str, Any] = {
+            "weights": rules.weights,
+            "bias_format": rules.bias,
+            "input": None,
+            "per_channel": rules.per_channel_weights,
+        }
+        if shared:
+            # Calls may bring different grids: the layer requantises its input, so that the bias has one grid.
+            assert x.source is not None
+            options["input"] = rules.input or rules.activation(False)
+            options["output"] = FixedQuantizer(rules.activation(False), role="requantize")
+        layer = self.weighted(node, old, options)
+        layer.weight, layer.bias = old.weight, old.bias
+        layer.path = name
+        if shared:
+            assert layer.input_quantizer is not None
+            layer.input_quantizer.role = "requantize"
+        else:
+            layer.link(x.source)
+        if norm is not None:
+            folded = BatchNorm(self.old_module(norm))
+            layer.fold(folded)
+            self.folded[norm] = node
+            _set(self.root, str(norm.target), folded)
+        if not shared:
+            last = node if norm is None else norm
+            # The quantiser's rules see the batch norm, too.
+            self.values[node] = Value(node, None, False)
+            layer.output_quantizer = self.output_quantizer(last, False)
+        self.finish(node, self.call(name, layer, x.node), layer, False)
+
+    do_conv = do_linear
+
+    def weighted(self, node: fx.Node, old: Any, options: dict[str, Any]) -> linear.WeightedLayer:
+        """The quantised twin of a float layer."""
+        kind = module_type(old)
+        if kind is nn.Linear:
+            return linear.QuantLinear(old.in_features, old.out_features, old.bias is not None, **options)
+        if old.padding_mode != "zeros":
+            raise refuse(
+                node, self.root, f"pads with {old.padding_mode!r}, expected 'zeros'", "pad in a layer of its own"
+            )
+        shape = (old.in_channels, old.out_channels, old.kernel_size, old.stride, old.padding)
+        if kind is nn.ConvTranspose2d:
+            return convolution.QuantConvTranspose2d(
+                *shape, old.output_padding, old.groups, old.bias is not None, old.dilation, **options
+            )
+        made = convolution.QuantConv1d if kind is nn.Conv1d else convolution.QuantConv2d
+        return made(*shape, old.dilation, old.groups, old.bias is not None, **options)
+
+    def foldable_norm(self, node: fx.Node) -> fx.Node | None:
+        """The batch norm behind a layer that folds into it."""
+        follower = self.follower(node)
+        if follower is None or self.kinds[follower] != "batch_norm" or self.calls[str(follower.target)] > 1:
+            return None
+        old = self.old_module(node)
+        if module_type(old) is nn.ConvTranspose2d and old.groups > 1:
+            return None
+        return follower if self.layer_recipe(follower).batch_norm == "fold" else None
+
+    def do_batch_norm(self, node: fx.Node) -> None:
+        """A folded batch norm stays as the identity; any other becomes a fixed-point affine."""
+        x = self.values[node.args[0]]  # type: ignore[index]
+        if node in self.folded:
+            call = self.new.call_module(str(node.target), (x.node,))
+            self.done.add(str(node.target))
+            self.values[node] = Value(call, x.source, x.non_negative, maker=x.maker)
+            return
+        rules = self.layer_recipe(node)
+        x = self.operand(self.enter(node, x))
+        layer = QuantBatchNorm(
+            self.old_module(node),
+            weights=rules.weights,
+            bias_format=rules.bias,
+            input=None,
+            output=self.output_quantizer(node, False),
+            per_channel=rules.per_channel_weights,
+        )
+        layer.link(x.source)
+        self.finish(node, self.call(self.module_name(node), layer, x.node), layer, False)
+
+    # -- activations ----------------------------------------------------------------------------------------------
+    def do_relu(self, node: fx.Node) -> None:
+        """ReLU with its quantiser."""
+        x = self.values[node.args[0]]  # type: ignore[index]
+        layer = activation.QuantReLU(self.output_quantizer(node, True, relu=True))
+        layer.link(x.source)
+        self.finish(node, self.call(self.module_name(node), layer, x.node), layer, True)
+
+    def do_clip(self, node: fx.Node) -> None:
+        """ReLU6, Hardtanh, clamp."""
+        x = self.values[node.args[0]]  # type: ignore[index]
+        low, high = self.clip_bounds(node)
+        positive = x.non_negative or (low is not None and low >= 0)
+        layer = activation.QuantClip(low, high, self.output_quantizer(node, positive))
+        layer.link(x.source)
+        self.finish(node, self.call(self.module_name(node), layer, x.node), layer, positive)
+
+    def clip_bounds(self, node: fx.Node) -> tuple[float | None, float | None]:
+        """The constants a clip clips to."""
+        old = self.old_module(node)
+        if old is not None:
+            return float(old.min_val), float(old.max_val)
+        name = getattr(node.target, "__name__", str(node.target))
+        if name == "relu6":
+            return 0.0, 6.0
+        names = ("min_val", "max_val") if name.startswith("hardtanh") else ("min", "max")
+        defaults = (-1.0, 1.0) if name.startswith("hardtanh") else (None, None)
+        found = [argument(node, i + 1, n, d) for i, (n, d) in enumerate(zip(names, defaults, strict=True))]
+        if any(v is not None and as_number(v) is None for v in found):
+            raise refuse(node, self.root, "clips to tensors, expected constants")
+        low, high = (None if v is None else as_number(v) for v in found)
+        return low, high
+
+    def do_prelu(self, node: fx.Node) -> None:
+        """PReLU and LeakyReLU."""
+        x = self.operand(self.values[node.args[0]])  # type: ignore[index]
+        old = self.old_module(node)
+        rules = self.layer_recipe(node)
+        quantizer = self.output_quantizer(node, False)
+        if old is not None and module_type(old) is nn.PReLU:
+            layer = activation.QuantPReLU(old.num_parameters, weights=rules.weights, output=quantizer, input=None)
+            layer.weight = old.weight
+        else:
+            slope = as_number(old.negative_slope if old is not None else argument(node, 1, "negative_slope", 0.01))
+            if slope is None:
+                raise refuse(node, self.root, "takes a slope that is no number", "use torch.nn.PReLU")
+            layer = activation.QuantPReLU(1, slope, False, weights=rules.weights, output=quantizer, input=None)
+            layer.weight_quantizer.fit(layer.weight)
+        layer.link(x.source)
+        self.finish(node, self.call(self.module_name(node), layer, x.node), layer, x.non_negative)
+
+    def do_table(self, node: fx.Node) -> None:
+        """Functions of one variable."""
+        x = self.operand(self.values[node.args[0]])  # type: ignore[index]
+        old = self.old_module(node)
+        function = TABLE_NAMES[module_type(old) if old is not None else node.target]
+        approximate = old.approximate if isinstance(old, nn.GELU) else argument(node, 1, "approximate", "none")
+        if function == "gelu" and approximate != "none":
+            raise refuse(
+                node, self.root, f"approximates by {approximate!r}, expected the erf form", "use approximate='none'"
+            )
+        assert x.source is not None
+        if x.source.width > tables.TABLE_BITS:
+            fmt = Fixed(tables.TABLE_BITS, None, not x.non_negative)
+            narrow = FixedQuantizer(fmt, role="requantize")
+            x = Value(self.call(self.unused(f"{node.name}_input"), narrow, x.node), narrow, x.non_negative)
+        positive = function in tables.NON_NEGATIVE
+        quantizer = self.output_quantizer(node, positive, required=True)
+        assert quantizer is not None
+        layer = tables.QuantTable(function, quantizer, input=None)
+        layer.link(x.source)
+        self.finish(node, self.call(self.module_name(node), layer, x.node), layer, positive)
+
+    # -- joins ----------------------------------------------------------------------------------------------------
+    def do_add(self, node: fx.Node) -> None:
+        """Add, Sub, Mul, MatMul of two values, or of a value and a constant."""
+        kind = str(self.kinds[node])
+        if node.kwargs.get("alpha", 1) != 1:
+            raise refuse(node, self.root, "scales its second operand by alpha, expected alpha=1", "multiply first")
+        a, b = argument(node, 0, "input"), argument(node, 1, "other")
+        left, right = self.join_operand(node, a), self.join_operand(node, b)
+        positive = left.non_negative and right.non_negative and kind != "sub"
+        made = {"add": join.QuantAdd, "sub": join.QuantSub, "mul": join.QuantMul, "matmul": join.QuantMatMul}[kind]
+        layer = made(self.output_quantizer(node, positive))
+        layer.link(left.source, right.source)
+        self.finish(node, self.call(self.module_name(node), layer, left.node, right.node), layer, positive)
+
+    do_sub = do_mul = do_matmul = do_add
+
+    def join_operand(self, node: fx.Node, given: Any) -> Value:
+        """An operand of a join: a value, a parameter or buffer, or a number."""
+        rules = self.layer_recipe(node)
+        number = as_number(given)
+        if number is not None:
+            layer = activation.QuantConstant(rules.weights, torch.tensor(number))
+            call = self.call(self.unused(f"{node.name}_constant"), layer)
+            return Value(call, layer.weight_quantizer, number >= 0)
+        if not isinstance(given, fx.Node):
+            raise refuse(node, self.root, f"has the operand {given!r}, expected a tensor or a number")
+        value = self.values[given]
+        if value.tensor:
+            return self.operand(value)
+        if given.op != "get_attr":
+            raise refuse(node, self.root, "joins a tensor and a size, expected two tensors or a constant")
+        layer = activation.QuantConstant(rules.weights, target=str(given.target))
+        call = self.call(self.unused(f"{node.name}_constant"), layer, value.node)
+        return Value(call, layer.weight_quantizer, False)
+
+    def do_div(self, node: fx.Node) -> None:
+        """Division by a number: multiplication by its reciprocal in the weights' format."""
+        x, divisor = node.args[0], as_number(argument(node, 1, "other"))
+        if not divisor or not isinstance(x, fx.Node):
+            raise refuse(
+                node, self.root, "divides by a tensor, expected a number that is not 0", "multiply by a constant"
+            )
+        self._times(node, x, 1.0 / divisor)
+
+    def do_neg(self, node: fx.Node) -> None:
+        """Negation: multiplication by -1."""
+        self._times(node, node.args[0], -1.0)
+
+    def _times(self, node: fx.Node, x: Any, factor: float) -> None:
+        left, right = self.operand(self.values[x]), self.join_operand(node, factor)
+        layer = join.QuantMul(self.output_quantizer(node, left.non_negative and factor >= 0))
+        layer.link(left.source, right.source)
+        call = self.call(self.module_name(node), layer, left.node, right.node)
+        self.finish(node, call, layer, left.non_negative and factor >= 0)
+
+    def do_cat(self, node: fx.Node) -> None:
+        """Concatenation, aligned exactly, then quantised."""
+        parts = argument(node, 0, "tensors")
+        values = [self.operand(self.values[n]) for n in parts]
+        positive = all(v.non_negative for v in values)
+        sources = {id(v.source) for v in values}
+        quantizer = self.output_quantizer(node, positive)
+        if self.kinds[node] == "stack":
+            stack = arrangement.Stack(argument(node, 1, "dim", 0))
+            joined = self.call(self.unused(node.name), stack, [v.node for v in values])
+        else:
+            joined = self.copy(node)
+        if len(sources) == 1:
+            self.values[node] = Value(joined, values[0].source, positive)
+        elif quantizer is None:
+            self.values[node] = Value(joined, None, positive)
+        else:
+            call = self.call(self.unused(f"{node.name}_output"), quantizer, joined)
+            self.values[node] = Value(call, quantizer, positive)
+
+    do_stack = do_cat
+
+    # -- pooling --------------------------------------------------------------------------------------------------
+    def _pool(self, node: fx.Node, make: Any, *args: Any) -> None:
+        x = self.operand(self.values[node.args[0]])  # type: ignore[index]
+        layer = make(*args, output=self.output_quantizer(node, x.non_negative, required=True))
+        layer.link(x.source)
+        self.finish(node, self.call(self.module_name(node), layer, x.node), layer, x.non_negative)
+
+    def do_avg_pool(self, node: fx.Node) -> None:
+        """Average pooling with a given window."""
+        old = self.old_module(node)
+        names = ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad")
+        if old is not None:
+            found = [getattr(old, name) for name in names]
+            divisor = getattr(old, "divisor_override", None)
+        else:
+            defaults = (None, None, 0, False, True)
+            found = [argument(node, i + 1, n, d) for i, (n, d) in enumerate(zip(names, defaults, strict=True))]
+            divisor = argument(node, 6, "divisor_override")
+        if divisor is not None:
+            raise refuse(
+                node, self.root, "overrides the divisor, expected the number of elements", "multiply afterwards"
+            )
+        self._pool(node, pooling.QuantAvgPool, *found)
+
+    def do_adaptive_avg_pool(self, node: fx.Node) -> None:
+        """Average pooling to a given size."""
+        old = self.old_module(node)
+        size = old.output_size if old is not None else argument(node, 1, "output_size")
+        self._pool(node, pooling.QuantAdaptiveAvgPool, size)
+
+    def do_mean(self, node: fx.Node) -> None:
+        """Mean over spatial axes."""
+        dim = argument(node, 1, "dim")
+        if dim is None:
+            raise refuse(node, self.root, "averages everything, the batch included, expected axes", "state dim=")
+        self._pool(node, pooling.QuantMean, dim, bool(argument(node, 2, "keepdim", False)))
+
+    # -- operations that only move values -------------------------------------------------------------------------
+    def do_keep(self, node: fx.Node) -> None:
+        """Copied as it is; the format stays."""
+        name = getattr(node.target, "__name__", str(node.target))
+        x = self.values[node.all_input_nodes[0]]
+        if name in ("getattr", "size", "dim") and not (name == "getattr" and node.args[1] == "T"):
+            self.values[node] = Value(self.copy(node), None, False, tensor=False)
+            return
+        if node.op == "call_module":
+            self.done.add(str(node.target))
+        self.values[node] = Value(self.copy(node), x.source, x.non_negative, maker=x.maker)
+
+    def do_max_pool(self, node: fx.Node) -> None:
+        """Max pooling: exact, no quantiser."""
+        old = self.old_module(node)
+        indices = old.return_indices if old is not None else argument(node, 6, "return_indices", False)
+        if indices:
+            raise refuse(node, self.root, "returns indices, expected values only", "use return_indices=False")
+        self.do_keep(node)
+
+    def do_adaptive_max_pool(self, node: fx.Node) -> None:
+        """Max pooling to one element."""
+        old = self.old_module(node)
+        size = old.output_size if old is not None else argument(node, 1, "output_size")
+        if set(size if isinstance(size, tuple | list) else [size]) != {1}:
+            raise refuse(node, self.root, f"pools to {size}, expected 1", "use MaxPool with a stated window")
+        x = self.values[node.all_input_nodes[0]]
+        call = self.call(self.module_name(node), arrangement.GlobalMaxPool(), x.node)
+        self.values[node] = Value(call, x.source, x.non_negative, maker=x.maker)
+
+    def do_split(self, node: fx.Node) -> None:
+        """Split and chunk along one axis."""
+        x = self.values[node.all_input_nodes[0]]
+        name = getattr(node.target, "__name__", str(node.target))
+        dim = argument(node, 2, "dim", 0)
+        if name == "chunk":
+            layer = arrangement.Split(dim, chunks=argument(node, 1, "chunks"))
+        else:
+            sizes = argument(node, 1, "split_size_or_sections", argument(node, 1, "split_size"))
+            layer = arrangement.Split(dim, sizes)
+        self.values[node] = Value(self.call(self.module_name(node), layer, x.node), x.source, x.non_negative)
+
+    def do_pad(self, node: fx.Node) -> None:
+        """Padding with a constant zero."""
+        old = self.old_module(node)
+        mode = "constant" if old is not None else argument(node, 2, "mode", "constant")
+        value = old.value if old is not None and hasattr(old, "value") else argument(node, 3, "value", 0)
+        if mode != "constant" or (value or 0) != 0:
+            raise refuse(node, self.root, f"pads with {mode!r} {value}, expected zeros", "pad with zeros")
+        self.do_keep(node)
+
+    def do_upsample(self, node: fx.Node) -> None:
+        """Nearest-neighbour upsampling by an integer factor."""
+        old = self.old_module(node)
+        mode = old.mode if old is not None else argument(node, 3, "mode", "nearest")
+        factor = old.scale_factor if old is not None else argument(node, 2, "scale_factor")
+        factors = factor if isinstance(factor, tuple | list) else [factor]
+        if mode != "nearest" or any(f is None or f != int(f) for f in factors):
+            raise refuse(
+                node,
+                self.root,
+                f"interpolates by {mode!r} with factor {factor}, expected 'nearest' with whole factors",
+                "state scale_factor=2 or the like",
+            )
+        self.do_keep(node)
+
+    def do_arg_max(self, node: fx.Node) -> None:
+        """ArgMax over a stated axis."""
+        if argument(node, 1, "dim") is None:
+            raise refuse(node, self.root, "flattens the batch, expected an axis", "state dim=")
+        self.do_keep(node)
+
+    def do_edgemat(self, node: fx.Node) -> None:
+        """A layer of edgemat in the user's own module stays as it is."""
+        layer = self.old_module(node)
+        call = self.copy(node)
+        self.done.add(str(node.target))
+        source = layer if isinstance(layer, FixedQuantizer) else layer.output_quantizer
+        positive = source is not None and not source.signed
+        if isinstance(layer, QuantLayer) and layer.input_quantizer is None:
+            layer.link(*(self.values[n].source for n in node.all_input_nodes))
+        self.values[node] = Value(call, source, positive, maker=layer)
+
+    def do_softmax(self, node: fx.Node) -> None:
+        """Refused inside a network; a loss or an argmax does not need it."""
+        raise refuse(
+            node,
+            self.root,
+            f"({label(node, self.root)}) is not part of the quantised network",
+            "leave softmax out of the module: cross entropy and argmax take the logits",
+        )
+
+
+def _set(root: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, leaf = name.rpartition(".")
+    setattr(root.get_submodule(parent), leaf, module)

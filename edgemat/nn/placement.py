@@ -1,0 +1,186 @@
+"""Where quantisers go, under which names, and by which rules: the state that the conversion's handlers share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import fx, nn
+
+from edgemat.errors import FormatError, LoweringError
+from edgemat.formats import Fixed
+from edgemat.nn.kinds import ABSORBING, ARITHMETIC, TRANSPARENT, kind_of
+from edgemat.nn.layer import QuantLayer
+from edgemat.nn.quantizer import FixedQuantizer
+from edgemat.recipe import LayerRecipe, Recipe, nearest
+
+
+@dataclass
+class Value:
+    """What is known of a value of the new graph.
+
+    Attributes:
+        node: Its node, or None for a tuple of tensors' meta data.
+        source: The quantiser whose grid it lies on, or None for an exact accumulator.
+        non_negative: Whether no element can be negative.
+        tensor: Whether it is a tensor (or a tuple of them), not a size.
+        maker: The layer that computed an accumulator, if it is one.
+    """
+
+    node: fx.Node
+    source: FixedQuantizer | None
+    non_negative: bool
+    tensor: bool = True
+    maker: nn.Module | None = None
+
+
+class Placement:
+    """The state of one conversion: the old graph, the new one, and the rules of the recipe."""
+
+    def __init__(self, root: nn.Module, graph: fx.Graph, recipe: Recipe):
+        self.root, self.old, self.recipe = root, graph, recipe
+        self.new = fx.Graph()
+        self.values: dict[fx.Node, Value] = {}
+        self.kinds = {node: kind_of(node, root) for node in graph.nodes}
+        self.taken = {name for name, _ in root.named_modules()} | {name for name, _ in root.named_parameters()}
+        self.taken |= {name for name, _ in root.named_buffers()} | set(dir(fx.GraphModule))
+        self.calls: dict[str, int] = {}
+        for node in graph.nodes:
+            if node.op == "call_module":
+                self.calls[str(node.target)] = self.calls.get(str(node.target), 0) + 1
+        self.folded: dict[fx.Node, fx.Node] = {}
+        self.done: set[str] = set()
+
+    def copy(self, node: fx.Node) -> fx.Node:
+        """The node with its inputs replaced by the new ones."""
+        return self.new.node_copy(node, lambda n: self.values[n].node)
+
+    # -- names and modules ----------------------------------------------------------------------------------------
+    def unused(self, name: str) -> str:
+        """`name`, or the first free variation of it."""
+        candidate, count = name, 0
+        while candidate in self.taken:
+            count += 1
+            candidate = f"{name}_{count}"
+        self.taken.add(candidate)
+        return candidate
+
+    def call(self, name: str, module: nn.Module, *args: Any) -> fx.Node:
+        """Registers a module and calls it."""
+        parent_name, _, leaf = name.rpartition(".")
+        parent = self.root.get_submodule(parent_name)
+        if isinstance(parent, nn.Sequential | nn.ModuleList) and not leaf.isdigit():
+            parent.add_module(leaf, module)
+        else:
+            setattr(parent, leaf, module)
+        self.done.add(name)
+        return self.new.call_module(name, tuple(args))
+
+    def module_name(self, node: fx.Node) -> str:
+        """Where the module of a node goes: its old place at the first call, a new name afterwards."""
+        if node.op == "call_module":
+            name = str(node.target)
+            if name not in self.done:
+                return name
+            return self.unused(name.replace(".", "_"))
+        return self.unused(node.name)
+
+    def old_module(self, node: fx.Node) -> Any:
+        """The float module a node calls."""
+        return self.originals().get(str(node.target)) if node.op == "call_module" else None
+
+    def originals(self) -> dict[str, nn.Module]:
+        """The float modules by name, as they were before the first replacement."""
+        if not hasattr(self, "_originals"):
+            self._originals = dict(self.root.named_modules(remove_duplicate=False))
+        return self._originals
+
+    # -- recipe ---------------------------------------------------------------------------------------------------
+    def named(self, node: fx.Node) -> tuple[str, type | None]:
+        """What rules match a node by."""
+        if node.op == "call_module":
+            return str(node.target), type(self.old_module(node))
+        return node.name, None
+
+    def _check_rules(self) -> None:
+        self.originals()
+        wrong = self.recipe.unmatched([self.named(n) for n in self.old.nodes if n.op.startswith("call_")])
+        if wrong:
+            raise FormatError(wrong[0])
+        if isinstance(self.recipe.input, dict):
+            names = [n.name for n in self.old.nodes if n.op == "placeholder"]
+            for key in self.recipe.input:
+                if key not in names:
+                    raise FormatError(
+                        f"Recipe: input names {key!r}{nearest(key, names)}; the network's inputs are {', '.join(names)}"
+                    )
+
+    def layer_recipe(self, *chain: fx.Node) -> LayerRecipe:
+        """What holds for a chain of nodes that share one output."""
+        return self.recipe.layer([self.named(n) for n in chain])
+
+    def chain(self, node: fx.Node) -> list[fx.Node]:
+        """The operations directly before `node` whose exact results it takes: ``conv, bn, relu`` for the ReLU."""
+        found = [node]
+        while True:
+            first = found[0]
+            before = [n for n in first.all_input_nodes if n in self.values and self.values[n].tensor]
+            if len(before) != 1 or self.values[before[0]].source is not None or self.kinds[before[0]] not in ARITHMETIC:
+                return found
+            found.insert(0, before[0])
+
+    # -- where quantisers go --------------------------------------------------------------------------------------
+    def only_output(self, node: fx.Node) -> bool:
+        """Whether all users lead to the network's outputs through operations that only rearrange."""
+        return bool(node.users) and all(
+            user.op == "output" or (self.kinds[user] in TRANSPARENT and self.only_output(user)) for user in node.users
+        )
+
+    def follower(self, node: fx.Node) -> fx.Node | None:
+        """The only user of `node`, or None."""
+        return next(iter(node.users)) if len(node.users) == 1 else None
+
+    def output_quantizer(
+        self, node: fx.Node, non_negative: bool, relu: bool = False, required: bool = False
+    ) -> FixedQuantizer | None:
+        """The quantiser of a node's result, or None where the exact result goes on."""
+        rules = self.layer_recipe(*self.chain(node))
+        fmt: Fixed | None = rules.activation(non_negative)
+        follower = self.follower(node)
+        if self.only_output(node):
+            fmt = rules.outputs if rules.outputs is not None or not required else fmt
+        elif (
+            follower is not None
+            and self.kinds[follower] in ABSORBING
+            and not required
+            and not rules.every_layer
+            and self.kinds[node] not in ("cat", "stack")
+        ):
+            fmt = None
+        if fmt is None:
+            return None
+        return FixedQuantizer(fmt, role="requantize", relu=relu)
+
+    def operand(self, value: Value, name: str = "operand") -> Value:
+        """A value on a known grid; an accumulator that was left exact gets no second chance."""
+        if value.source is None:
+            raise LoweringError(
+                f"node {value.node.name!r} is used as {name} although it has no format, expected a quantised value; "
+                "state 'activations' for it in a rule of the recipe"
+            )
+        return value
+
+    def enter(self, node: fx.Node, value: Value) -> Value:
+        """Requantises the input first where a rule states `input`."""
+        rules = self.layer_recipe(node)
+        if rules.input is None:
+            return value
+        quantizer = FixedQuantizer(rules.input, role="requantize")
+        call = self.call(self.unused(f"{node.name}_input"), quantizer, value.node)
+        return Value(call, quantizer, value.non_negative and not rules.input.signed)
+
+    def finish(self, node: fx.Node, call: fx.Node, layer: QuantLayer, non_negative: bool) -> None:
+        """Records the result of a layer."""
+        source = layer.output_quantizer
+        positive = non_negative or (source is not None and not source.signed)
+        self.values[node] = Value(call, source, positive, maker=layer)
