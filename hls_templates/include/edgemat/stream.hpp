@@ -72,7 +72,7 @@ copy_beats:
     for (int first = 0; first < SIZE; first += LANES) {
 #pragma HLS PIPELINE II = 1
         const vec<T, LANES> beat = source.read();
-        const int written[] = {(sinks.write(beat), 0)...};
+        const int written[] = {(static_cast<void>(sinks.write(beat)), 0)...};
         (void)written;
     }
 }
@@ -94,7 +94,8 @@ copy_elements:
     for (int i = 0; i < SIZE; i++) {
 #pragma HLS PIPELINE II = 1
         const T code = source[i];
-        const int written[] = {(sinks[i] = code, 0)...};
+        // the cast keeps ap_int's own comma, which concatenates bits, out of it
+        const int written[] = {(static_cast<void>(sinks[i] = code), 0)...};
         (void)written;
     }
 }
