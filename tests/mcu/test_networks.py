@@ -13,6 +13,7 @@ from edgemat.targets.mcu import emulator
 from edgemat.targets.mcu.generator import project
 from edgemat.targets.mcu.host import SANITIZE, STRICT, HostProgram, run_host
 from edgemat.targets.mcu.sample import run_reference
+from edgemat.targets.mcu.variants import plan_calls
 from tests.mcu import networks
 from tests.mcu.case_graphs import CaseGraph, feeds
 
@@ -115,8 +116,6 @@ def test_an_operator_without_kernel_is_named() -> None:
     graph = networks.residual()
     network = to_native(graph)
     odd = dataclasses.replace(network.steps[0], stem="fourier")
-    from edgemat.targets.mcu.variants import plan_calls
-
     with pytest.raises(UnsupportedOpError, match="node 'stem': the target 'mcu' has no kernel for operator 'fourier'"):
         plan_calls(odd)
 
@@ -126,3 +125,10 @@ def test_variants_are_shared_and_int32_where_proven() -> None:
     functions = [variant.function for variant in made.variants]
     assert len(functions) == len(set(functions)) < len(made.calls)
     assert not any("acc64" in function for function in functions)
+
+
+def test_sizes_beyond_32_bit_indices_are_refused() -> None:
+    step = to_native(networks.residual()).steps[0]
+    huge = dataclasses.replace(step, params={**step.params, "stride_h": 1 << 40})
+    with pytest.raises(UnsupportedOpError, match=r"node 'stem': stride_h is 1099511627776, .* split the layer"):
+        plan_calls(huge)

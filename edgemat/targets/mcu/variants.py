@@ -81,6 +81,8 @@ KERNELS = {
     ),
     "matmul": Kernel("em_matmul_params", ("batch", "m", "k", "n")),
 }
+_WIDE_FIELDS = frozenset({"low", "high", "value", "y_min", "y_max"})
+_INDEX_LIMIT = 1 << 30
 _DEFAULTS = {"dilation_h": 1, "dilation_w": 1, "count_include_pad": 0}
 
 
@@ -215,7 +217,7 @@ def _moving(step: Step, element: str, params: dict, position: int = 0, suffix: s
     kind = c_type(element)
     prototype = f"void {function}(const {kernel.struct} *p, const {kind} *x, {kind} *y);"
     variant = Variant(function, f"{step.stem}.c", (("EM_X", kind),), prototype)
-    fields = tuple((name, params[name]) for name in kernel.fields)
+    fields = _fields(step, kernel, params)
     return KernelCall(step, variant, (position,), kernel.struct, fields, (), None, False, suffix)
 
 
@@ -267,9 +269,24 @@ def _plan(step: Step) -> KernelCall:
         arguments.append("const em_epilogue *epilogue")
     arguments.append(f"{c_type(y)} *y")
     variant = Variant(function, file, tuple(macros), f"void {function}({', '.join(arguments)});")
-    fields = tuple((field, params[field]) for field in kernel.fields)
+    fields = _fields(step, kernel, params)
     operands = tuple(range(len(step.inputs)))
     return KernelCall(step, variant, operands, kernel.struct, fields, tuple(arrays), epilogue, kernel.epilogue)
+
+
+def _fields(step: Step, kernel: Kernel, params: dict) -> tuple[tuple[str, int | tuple[int, ...]], ...]:
+    """Members of the parameter structure; index arithmetic in int32_t needs them, and every size, below 2**30."""
+    made = tuple((name, params[name]) for name in kernel.fields)
+    sizes = [("an array of elements", array.size) for array in step.arrays.values()]
+    sizes += [("a tensor of elements", tensor.size) for tensor in (*step.inputs, *step.outputs)]
+    for name, value in (*made, *sizes):
+        values = value if isinstance(value, tuple) else (value,)
+        if name not in _WIDE_FIELDS and max(map(abs, values), default=0) >= _INDEX_LIMIT:
+            raise UnsupportedOpError(
+                f"node {step.node!r}: {name} is {value}, the mcu target indexes with 32 bits and expects less than "
+                f"{_INDEX_LIMIT}; split the layer"
+            )
+    return made
 
 
 def _is_depthwise(step: Step) -> bool:
