@@ -13,7 +13,7 @@ from edgemat.nn.linear import QuantLinear
 from edgemat.nn.pooling import QuantAdaptiveAvgPool, QuantAvgPool, QuantMean
 from edgemat.nn.preparation import prepare_export
 from edgemat.nn.quantizer import FixedQuantizer
-from edgemat.nn.tables import QuantSigmoid, QuantTable, QuantTanh
+from edgemat.nn.tables import QuantSigmoid, QuantSoftmax, QuantTable, QuantTanh
 
 __all__ = [
     "BatchNorm",
@@ -36,6 +36,7 @@ __all__ = [
     "QuantPReLU",
     "QuantReLU",
     "QuantSigmoid",
+    "QuantSoftmax",
     "QuantSub",
     "QuantTable",
     "QuantTanh",

@@ -14,7 +14,7 @@ from edgemat.nn.kinds import TABLE_NAMES, as_number, module_type
 from edgemat.nn.layer import QuantLayer
 from edgemat.nn.placement import Placement, Value
 from edgemat.nn.quantizer import FixedQuantizer
-from edgemat.nn.tracing import argument, label, refuse
+from edgemat.nn.tracing import argument, refuse
 
 
 class Handlers(Placement):
@@ -61,7 +61,13 @@ class Handlers(Placement):
             last = node if norm is None else norm
             # The quantiser's rules see the batch norm, too.
             self.values[node] = Value(node, None, False)
-            layer.output_quantizer = self.output_quantizer(last, False)
+            later = self.relu_behind_pool(last)
+            if later is not None:
+                self.commuted.add(later)
+                fmt = self.layer_recipe(*self.chain(last), later).activation(True)
+                layer.output_quantizer = FixedQuantizer(fmt, role="requantize", relu=True)
+            else:
+                layer.output_quantizer = self.output_quantizer(last, False)
         self.finish(node, self.call(name, layer, x.node), layer, False)
 
     do_conv = do_linear
@@ -118,6 +124,10 @@ class Handlers(Placement):
     def do_relu(self, node: fx.Node) -> None:
         """ReLU with its quantiser."""
         x = self.values[node.args[0]]  # type: ignore[index]
+        if node in self.commuted:
+            # Done before the pooling between the accumulator and here: max(pool(x), 0) is pool(max(x, 0)).
+            self.values[node] = x
+            return
         layer = activation.QuantReLU(self.output_quantizer(node, True, relu=True))
         layer.link(x.source)
         self.finish(node, self.call(self.module_name(node), layer, x.node), layer, True)
@@ -175,11 +185,7 @@ class Handlers(Placement):
             raise refuse(
                 node, self.root, f"approximates by {approximate!r}, expected the erf form", "use approximate='none'"
             )
-        assert x.source is not None
-        if x.source.width > tables.TABLE_BITS:
-            fmt = Fixed(tables.TABLE_BITS, None, not x.non_negative)
-            narrow = FixedQuantizer(fmt, role="requantize")
-            x = Value(self.call(self.unused(f"{node.name}_input"), narrow, x.node), narrow, x.non_negative)
+        x = self.narrowed(node, x)
         positive = function in tables.NON_NEGATIVE
         quantizer = self.output_quantizer(node, positive, required=True)
         assert quantizer is not None
@@ -384,14 +390,26 @@ class Handlers(Placement):
             layer.link(*(self.values[n].source for n in node.all_input_nodes))
         self.values[node] = Value(call, source, positive, maker=layer)
 
+    def narrowed(self, node: fx.Node, x: Value) -> Value:
+        """The input of a table, requantised where it has more bits than a table may index."""
+        assert x.source is not None
+        if x.source.width <= tables.TABLE_BITS:
+            return x
+        narrow = FixedQuantizer(Fixed(tables.TABLE_BITS, None, not x.non_negative), role="requantize")
+        return Value(self.call(self.unused(f"{node.name}_input"), narrow, x.node), narrow, x.non_negative)
+
     def do_softmax(self, node: fx.Node) -> None:
-        """Refused inside a network; a loss or an argmax does not need it."""
-        raise refuse(
-            node,
-            self.root,
-            f"({label(node, self.root)}) is not part of the quantised network",
-            "leave softmax out of the module: cross entropy and argmax take the logits",
-        )
+        """Softmax along a stated axis."""
+        old = self.old_module(node)
+        dim = old.dim if old is not None else argument(node, 1, "dim")
+        if dim is None or dim == 0:
+            raise refuse(node, self.root, f"normalises dim={dim}, expected an axis behind the batch", "state dim=")
+        x = self.narrowed(node, self.operand(self.enter(node, self.values[node.args[0]])))  # type: ignore[index]
+        quantizer = self.output_quantizer(node, True, required=True)
+        assert quantizer is not None
+        layer = tables.QuantSoftmax(dim, quantizer, input=None)
+        layer.link(x.source)
+        self.finish(node, self.call(self.module_name(node), layer, x.node), layer, True)
 
 
 def _set(root: nn.Module, name: str, module: nn.Module) -> None:

@@ -49,6 +49,7 @@ class Placement:
             if node.op == "call_module":
                 self.calls[str(node.target)] = self.calls.get(str(node.target), 0) + 1
         self.folded: dict[fx.Node, fx.Node] = {}
+        self.commuted: set[fx.Node] = set()
         self.done: set[str] = set()
 
     def copy(self, node: fx.Node) -> fx.Node:
@@ -139,6 +140,17 @@ class Placement:
     def follower(self, node: fx.Node) -> fx.Node | None:
         """The only user of `node`, or None."""
         return next(iter(node.users)) if len(node.users) == 1 else None
+
+    def relu_behind_pool(self, node: fx.Node) -> fx.Node | None:
+        """The ReLU that follows `node` through max pooling alone, which it may as well precede."""
+        follower, pooled = self.follower(node), False
+        while follower is not None and self.kinds[follower] in ("max_pool", "adaptive_max_pool"):
+            follower, pooled = self.follower(follower), True
+        if not pooled or follower is None or self.kinds[follower] != "relu" or self.only_output(follower):
+            return None
+        if follower.op == "call_module" and self.calls[str(follower.target)] > 1:
+            return None
+        return None if self.layer_recipe(follower).every_layer else follower
 
     def output_quantizer(
         self, node: fx.Node, non_negative: bool, relu: bool = False, required: bool = False

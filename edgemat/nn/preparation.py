@@ -7,7 +7,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from edgemat.errors import LoweringError
+from edgemat.errors import FormatError, LoweringError
 from edgemat.nn.activation import QuantConstant
 from edgemat.nn.conversion import name_modules
 from edgemat.nn.layer import QuantLayer
@@ -21,7 +21,7 @@ def prepare_export(module: nn.Module) -> nn.Module:
         module: The result of `edgemat.quantize`, or a module built from edgemat.nn layers.
 
     Raises:
-        FormatError: if a quantiser is not calibrated.
+        FormatError: if a quantiser is not calibrated, or a parameter is not finite.
         LoweringError: if the module holds no layer of edgemat.
     """
     made = copy.deepcopy(module).eval()
@@ -32,6 +32,12 @@ def prepare_export(module: nn.Module) -> nn.Module:
             f"{type(module).__name__} holds no layer of edgemat.nn, expected a quantised module; call edgemat.quantize "
             "first"
         )
+    for name, tensor in made.state_dict().items():
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise FormatError(
+                f"parameter {name!r} holds NaN or infinities, expected finite numbers; the training diverged: "
+                "go back to an earlier checkpoint"
+            )
     for part in parts:
         if isinstance(part, QuantConstant) and part.target:
             part.freeze_value(_tensor(made, part.target))

@@ -1,4 +1,4 @@
-"""Activation functions read from a table: sigmoid, tanh, SiLU, GELU, hard sigmoid, hard swish.
+"""Activation functions read from a table: sigmoid, tanh, SiLU, GELU, hard sigmoid, hard swish, softmax.
 
 The table is computed once in float64 (`edgemat.ops.table.make_table`) and is the same one that the lowered file stores,
 so that `eval()` gives the deployed bits. Gradients are those of the real function followed by the output quantiser.
@@ -93,6 +93,70 @@ class QuantTable(QuantLayer):
     def extra_repr(self) -> str:
         """The function, for printing."""
         return self.function
+
+
+class QuantSoftmax(QuantLayer):
+    """Softmax along one axis: exponentials from a table, their exact sum, one rounding of the quotient.
+
+    The steps are those of `edgemat.ops.softmax`; the quotient of two integers below 2**40 in float64 meets a tie of the
+    output format only where there is one.
+
+    Args:
+        dim: Axis, not the batch.
+        output: Format of the result, taken as unsigned.
+        input: Format of the input, at most 12 bits; None where `link` names the producer.
+        table: Format of the exponentials; must hold 1.0.
+    """
+
+    def __init__(
+        self,
+        dim: int = 1,
+        output: str | Fixed | FixedQuantizer = "fixed<8>",
+        *,
+        input: str | Fixed | None = "fixed<8>",
+        table: str | Fixed = "ufixed<16,1>",
+    ):
+        super().__init__(input, output if isinstance(output, FixedQuantizer) else unsigned(output))
+        if input is not None and self.known_source().width > TABLE_BITS:
+            raise FormatError(f"a softmax of {input} was asked for, expected an input of at most {TABLE_BITS} bits")
+        self.dim = dim
+        self.table_format = Fixed.parse(table) if isinstance(table, str) else table
+
+    def table_codes(self) -> Tensor:
+        """int64 codes of ``exp(-d)``, entry d for the distance d from the largest code."""
+        from edgemat.ops.softmax import make_softmax_table
+
+        return torch.from_numpy(make_softmax_table(self.known_source().format, self.table_format))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Applies the softmax."""
+        x = self.enter(x)
+        quantizer = self.output_quantizer
+        assert quantizer is not None
+        if exporting():
+            self.check_frozen()
+            formats = {"table_format": str(self.table_format), "y_format": quantizer._frozen}
+            return emit("Softmax", (x, self.codes), x.shape, axis=self.dim % x.dim() - 1, **formats)
+        source = self.known_source()
+        real = torch.softmax(x.float(), self.dim)
+        if quantizer._observer is not None or source._observer is not None or not quantizer.ready:
+            return quantizer(real)
+        with torch.no_grad():
+            table = self.table_codes().to(x.device)
+            codes = torch.ldexp(x.double(), source.exponents()).round_()
+            distance = codes.amax(self.dim, keepdim=True) - codes
+            e = table[distance.clamp_(0, len(table) - 1).to(torch.int64)].double()
+            exact = quantizer(e / e.sum(self.dim, keepdim=True))
+        return quantizer.adopt(real, exact)
+
+    def freeze(self) -> None:
+        """Stores the table."""
+        super().freeze()
+        self.register_buffer("codes", self.table_codes().to(torch.int32))
+
+    def extra_repr(self) -> str:
+        """The axis, for printing."""
+        return f"dim={self.dim}"
 
 
 class QuantSigmoid(QuantTable):

@@ -172,6 +172,17 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], list[tuple[int, ...]]]] = {
         ),
         [IMAGE],
     ),
+    "softmax": (lambda: Net(lambda s, x: F.softmax(s.l(x), 1), l=nn.Linear(6, 5)), [(30, 6)]),
+    "softmax inside": (
+        lambda: Net(
+            lambda s, x: torch.matmul(s.s(torch.matmul(s.a(x), s.b(x).transpose(1, 2))), s.c(x)),
+            a=nn.Linear(6, 5),
+            b=nn.Linear(6, 5),
+            c=nn.Linear(6, 4),
+            s=nn.Softmax(-1),
+        ),
+        [(3, 7, 6)],
+    ),
     "two outputs": (
         lambda: Net(lambda s, x: (s.l(x), F.relu(s.m(s.l(x)))), l=nn.Linear(6, 5), m=nn.Linear(5, 2)),
         [(4, 6)],

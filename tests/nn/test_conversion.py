@@ -71,6 +71,14 @@ def test_where_quantisers_go() -> None:
     assert module.get_submodule("dense").output_quantizer is None  # the exact accumulator
 
 
+def test_a_relu_behind_max_pooling_moves_before_it() -> None:
+    model = Net(lambda s, x: s.d(F.relu(F.max_pool2d(s.c(x), 2))), c=conv(), d=conv(4, 2))
+    module = edgemat.quantize(model)
+    quantizer = module.get_submodule("c").output_quantizer
+    assert quantizer.relu and not quantizer.signed
+    assert not any(isinstance(m, QuantReLU) for m in module.modules())
+
+
 def test_outputs_format_and_every_layer() -> None:
     module = edgemat.quantize(models.Mlp(), edgemat.Recipe(outputs="fixed<10>", every_layer=True))
     assert str(module.get_submodule("6").output_quantizer.grid.width) == "10"
@@ -187,7 +195,7 @@ REFUSED = {
     "mean of all": (lambda: Net(lambda s, x: x.mean()), "batch"),
     "argmax of all": (lambda: Net(lambda s, x: x.argmax()), "batch"),
     "divisor": (lambda: Net(lambda s, x: F.avg_pool2d(x, 2, divisor_override=3)), "divisor"),
-    "softmax": (lambda: Net(lambda s, x: F.softmax(s.c(x), 1), c=conv()), "softmax"),
+    "softmax of batch": (lambda: Net(lambda s, x: F.softmax(s.c(x), 0), c=conv()), "softmax"),
     "gru": (lambda: Net(lambda s, x: s.g(x), g=nn.GRU(8, 8)), "GRU"),
     "no statistics": (
         lambda: Net(lambda s, x: s.n(s.c(x)), c=conv(), n=nn.BatchNorm2d(4, track_running_stats=False)),
