@@ -11,6 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgemat.body import DOMAIN, IR_VERSION, OPSET
+from edgemat.errors import LoweringError
 from edgemat.lower.typing import CALL, META, infer
 from edgemat.op import REAL, Call, Tensor
 
@@ -77,10 +78,23 @@ def _stored(call: Call) -> dict[str, Any]:
 
 
 def write(model: ir.Model, path: str | os.PathLike[str]) -> None:
-    """Writes the file atomically: under a temporary name first, then renamed."""
+    """Writes the file atomically: under a temporary name first, then renamed.
+
+    Raises:
+        LoweringError: if it cannot be written; nothing is left behind then, and an earlier file stays.
+    """
     target = Path(path)
     data = ir.serde.serialize_model(model).SerializeToString(deterministic=True)
-    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _replace(target, data)
+    except OSError as error:
+        raise LoweringError(
+            f"{target} cannot be written ({error.strerror or error}); make room or choose another place"
+        ) from error
+
+
+def _replace(target: Path, data: bytes) -> None:
     handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
     try:
         with os.fdopen(handle, "wb") as file:
