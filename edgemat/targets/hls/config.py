@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from edgemat.errors import UnsupportedOpError
-from edgemat.formats import Fixed
+from edgemat.formats import OVERFLOWS, ROUNDINGS, Fixed
 from edgemat.targets.layout import NativeTensor, Step
 
 DOTS = ("linear", "conv", "conv_transpose")
@@ -19,7 +19,6 @@ UNARY = ("requantize", "relu", "clip", "affine", "prelu", "table")
 BINARY = ("add", "sub", "mul")
 HELD = ("slice", "transpose", "pad", "arg_max", "upsample", "softmax")
 STEMS = (*DOTS, *POOLS, *UNARY, *BINARY, *HELD, "concat", "matmul")
-_AXES = ("dims", "stride", "stride0", "stride1", "in_dims", "before", "after")
 
 
 @dataclass(frozen=True)
@@ -198,10 +197,22 @@ class ConfigBuilder:
         for key, value in params.items():
             if key in skip:
                 continue
-            if key in _AXES or key == "inner":
+            if isinstance(value, tuple):
                 self.pick(key, value)
             else:
                 self.constant(key, int(value))
+
+
+    def softmax(self) -> None:
+        """Softmax has its own rounding of a quotient instead of an epilogue."""
+        p, table = self.step.params, self.step.arrays["exp_table"]
+        for key in ("outer", "axis_size", "inner"):
+            self.constant(key, int(p[key]))
+        self.constant("frac_bits", int(p["shift"]))
+        self.constant("exp_width", int(table.max()).bit_length())
+        self.constants.append(Member("int", "rounding", f"edgemat::{ROUNDINGS[p['rounding']]}"))
+        self.constants.append(Member("int", "overflow", f"edgemat::{OVERFLOWS[p['overflow']]}"))
+        self.look_up("exp_table", table)
 
 
 def average_divisor(builder: ConfigBuilder) -> None:

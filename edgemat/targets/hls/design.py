@@ -322,7 +322,10 @@ class _Builder:
             builder.constant("total", sum(p["inner"]))
             builder.constant("y_size", builder.y.size)
         else:
-            builder.parameters(p)
+            if stem == "softmax":
+                builder.softmax()
+            else:
+                builder.parameters(p)
             for i, x in enumerate(step.inputs):
                 builder.constant(f"x{i}_size", x.size)
             builder.constant("y_size", builder.y.size)

@@ -62,12 +62,7 @@ struct average_pool_fold {
             floor_code = numerator / divisor;
             if (floor_code * divisor > numerator) floor_code -= 1;
         }
-        const divisor_t remainder = numerator - floor_code * divisor;
-        const divisor_t twice = remainder + remainder;
-        numerator_t rounded = floor_code;
-        const bool half = twice >= divisor;
-        const bool rest = remainder != 0 && twice != divisor;
-        if (rounds_up<C::rounding>(sum < 0, half, rest, (floor_code & 1) != 0)) rounded += 1;
+        const numerator_t rounded = round_quotient<C::rounding>(numerator, divisor, floor_code);
         return limit<C::overflow, typename C::y_t, width>(rounded);
     }
 };
