@@ -23,7 +23,8 @@ from edgemat.errors import FormatError, LoweringError
 from edgemat.formats import Fixed
 
 Shape = tuple[int | None, ...]
-MAX_ELEMENTS = 1 << 31
+MAX_ELEMENTS = 1 << 26
+"""No tensor of one sample, and no weight, has as many elements: files from strangers are refused before allocation."""
 REAL = Fixed(24, 24, rounding="TRN", overflow="WRAP")
 """Stands, by identity, for "not codes but float values": the input of Quantize, the output of Dequantize."""
 
@@ -219,7 +220,9 @@ class Call:
             for dim in result.shape:
                 elements *= 1 if dim is None else dim
             if not 0 < elements < MAX_ELEMENTS:
-                raise self.refuse(f"an output has shape {result.shape}", "every axis needs at least one element")
+                raise self.refuse(
+                    f"an output has shape {result.shape}", f"expected 1 to {MAX_ELEMENTS - 1} elements a sample"
+                )
         return results
 
     @cached_property
@@ -324,8 +327,8 @@ class Op(ABC):
             value = attrs.get(key, attr.default)
             if value is None and not attr.optional:
                 raise LoweringError(f"node {node!r} ({self.name}) lacks the attribute {key!r}")
-            if value is not None and attr.kind is tuple:
-                value = tuple(int(v) for v in value)
+            if isinstance(value, list | tuple) and attr.kind is tuple and all(isinstance(v, int) for v in value):
+                value = tuple(value)
             if value is not None and not isinstance(value, attr.kind):
                 raise LoweringError(
                     f"node {node!r} ({self.name}): attribute {key!r} is {value!r}, expected {attr.kind.__name__}"

@@ -110,7 +110,7 @@ def _check_proto(proto: onnx.ModelProto, label: str) -> None:
             elements *= max(int(dim), 0)
         if elements >= MAX_ELEMENTS or elements == 0:
             raise LoweringError(
-                f"initializer {tensor.name!r} has shape {list(tensor.dims)}, expected 1 to 2**31 elements"
+                f"initializer {tensor.name!r} has shape {list(tensor.dims)}, expected 1 to {MAX_ELEMENTS - 1} elements"
             )
     names = [t.name for t in proto.graph.initializer] + [v.name for v in proto.graph.input]
     names += [name for node in proto.graph.node for name in node.output]

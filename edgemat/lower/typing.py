@@ -13,7 +13,7 @@ import onnx_ir as ir
 from edgemat.body import DOMAIN
 from edgemat.errors import LoweringError, UnsupportedOpError
 from edgemat.formats import Fixed
-from edgemat.op import REAL, Call, Tensor
+from edgemat.op import MAX_ELEMENTS, REAL, Call, Tensor
 from edgemat.ops import BY_NAME
 
 META = "edgemat"
@@ -138,12 +138,14 @@ def input_type(value: ir.Value) -> Tensor:
         raise LoweringError(f"graph input {value.name!r} has no shape, expected a batch axis and the sample's axes")
     dims: list[int | None] = [None]
     for dim in list(value.shape)[1:]:
-        if not isinstance(dim, int) or not 0 < dim < 1 << 31:
+        if not isinstance(dim, int) or not 0 < dim < MAX_ELEMENTS:
             raise LoweringError(f"graph input {value.name!r} has the axis {dim!s}, expected a positive fixed length")
         dims.append(dim)
     size = 1
     for extent in dims[1:]:
         size *= extent or 1
-    if size >= 1 << 31:
-        raise LoweringError(f"graph input {value.name!r} has {size} elements a sample, expected fewer than 2**31")
+    if size >= MAX_ELEMENTS:
+        raise LoweringError(
+            f"graph input {value.name!r} has {size} elements a sample, expected fewer than {MAX_ELEMENTS}"
+        )
     return Tensor(value.name or "", tuple(dims), REAL, 0, 0)

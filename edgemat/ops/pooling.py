@@ -21,6 +21,10 @@ from edgemat.ops.cases import tensor
 from edgemat.ops.conv import check_geometry, output_extent, window_params
 
 
+MAX_WINDOW = 1 << 24
+"""Largest number of window elements over all channels: the body of a padded average holds that many constants."""
+
+
 def pooled_extent(size: int, kernel: int, stride: int, dilation: int, begin: int, end: int, ceil_mode: int) -> int:
     """Output length; in ceil mode the last window must still start inside the input or its left padding."""
     out = output_extent(size, kernel, stride, dilation, begin + end)
@@ -154,9 +158,12 @@ class AveragePool(Pool):
         if not call.attrs.get("requantize"):
             raise call.refuse("no target format", "an average is a rational number: give the attribute 'requantize'")
         x = call.x[0]
+        shape = self.output_shape(call)
         area = math.prod(call.attrs["kernel_shape"])
+        if area * x.sample_shape[0] > MAX_WINDOW:
+            raise call.refuse(f"windows of {area} elements", f"expected at most {MAX_WINDOW} over all channels")
         lo, hi = min(x.lo * area, x.lo, 0), max(x.hi * area, x.hi, 0)
-        return (Result(self.output_shape(call), accumulator(lo, hi, x.format.fracs), lo, hi),)
+        return (Result(shape, accumulator(lo, hi, x.format.fracs), lo, hi),)
 
     def bounds(self, call: Call) -> Bounds:
         x = call.x[0]
@@ -171,8 +178,8 @@ class AveragePool(Pool):
         lo, hi = (min(x.lo, 0), max(x.hi, 0)) if padded else (x.lo, x.hi)
         return shifted_interval(lo, hi, call.epilogue.shift, call.epilogue.format)
 
-    def counts(self, call: Call) -> np.ndarray:
-        """Divisor of every output position, shape of the output map."""
+    def counts(self, call: Call) -> list[np.ndarray]:
+        """Counted positions along each axis; the divisor of a window is their product."""
         x, kernel, pads = call.x[0].shape, call.attrs["kernel_shape"], call.attrs["pads"]
         rank = len(kernel)
         axes = []
@@ -181,7 +188,7 @@ class AveragePool(Pool):
             first, last = (-begin, size + end) if call.attrs["count_include_pad"] else (0, size)
             starts = np.arange(int(call.exact[0].shape[2 + i] or 0)) * call.attrs["strides"][i] - begin
             axes.append(np.minimum(starts + kernel[i], last) - np.maximum(starts, first))
-        return axes[0] if rank == 1 else np.multiply.outer(axes[0], axes[1])
+        return axes
 
     def compute(self, call: Call, *x: np.ndarray) -> np.ndarray:
         kernel = call.attrs["kernel_shape"]
@@ -192,7 +199,9 @@ class AveragePool(Pool):
         assert call.epilogue is not None
         (shift,) = call.epilogue.shift
         total = formats.round_shift(self.compute(call, *x), min(shift, 0), "TRN")
-        divisor = self.counts(call).astype(object if total.dtype == object or shift > 40 else np.int64)
+        axes = self.counts(call)
+        counts = axes[0] if len(axes) == 1 else np.multiply.outer(axes[0], axes[1])
+        divisor = counts.astype(object if total.dtype == object or shift > 40 else np.int64)
         rounded = formats.round_div(total.astype(divisor.dtype), divisor << max(shift, 0), call.epilogue.rounding)
         return formats.wrap(rounded, call.epilogue.format)
 
@@ -223,15 +232,23 @@ class AveragePool(Pool):
         fmt = call.epilogue.format
         counts = self.counts(call)
         result = call.exact[0]
-        first = int(counts.flat[0])
-        if (counts == first).all() and first & (first - 1) == 0:
+        uniform = all((axis == axis[0]).all() for axis in counts)
+        first = math.prod(int(axis[0]) for axis in counts)
+        if uniform and first & (first - 1) == 0:
             total = (shift + first.bit_length() - 1,)
             return emit_requantize(body, acc, total, fmt, result.lo, result.hi, len(result.shape))
         scaled = body.scale(body.cast(acc, np.int64), 1 << max(-shift, 0))
-        divisor = body.number(counts << max(shift, 0), scaled)
+        if shift > 40:
+            raise call.refuse(f"a right shift of {shift} with the division", "give the output a finer format")
+        if uniform:
+            divisor = body.number(first << max(shift, 0), scaled)
+        else:
+            divisor = body.number(counts[-1] << max(shift, 0), scaled)
+            if len(counts) == 2:
+                divisor = body.binary("Mul", body.number(counts[0][:, None], scaled), divisor)
         rounded = body.round_div_int64(scaled, divisor, fmt.rounding)
         bound = max(abs(result.lo), abs(result.hi)) << max(-shift, 0)
-        if bound >= 1 << 62 or shift > 40:
+        if bound >= 1 << 62:
             raise call.refuse(f"a sum of up to {bound} before the division", "narrow the input or the output format")
         return body.overflow(rounded, fmt, -bound, bound)
 

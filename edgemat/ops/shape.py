@@ -39,6 +39,10 @@ def check_rank(call: Call) -> None:
         raise call.refuse(f"an input of shape {call.x[0].shape}", "at most 4 axes besides the batch are supported")
 
 
+MAX_POINTS = 1 << 20
+"""Flattening writes one binary point per element into the format; larger tensors are aligned first."""
+
+
 class Reshape(Op):
     """Another shape for the same codes; a per-channel binary point is expanded where channels are flattened away."""
 
@@ -57,7 +61,7 @@ class Reshape(Op):
         if fmt.per_channel and shape[:1] != x.sample_shape[:1]:
             fracs = fmt.fracs
             repeat = x.size // len(fracs)
-            if len(shape) != 1:
+            if len(shape) != 1 or x.size > MAX_POINTS:
                 raise call.refuse("per-channel binary points", "align the channels before this reshape")
             fmt = fmt.with_frac([f for f in fracs for _ in range(repeat)])
         return (Result((None, *shape), fmt, x.lo, x.hi),)
