@@ -12,14 +12,14 @@ from edgemat.op import Call
 from edgemat.ops import BY_NAME, OPS
 from edgemat.ops.cases import constant, random_codes, tensor
 from edgemat.targets import toolchain
-from edgemat.targets.mcu import variants
+from edgemat.targets.mcu import emulator, variants
 from edgemat.targets.mcu.generator import project
 from edgemat.targets.mcu.host import SANITIZE, STRICT, HostProgram
 from edgemat.targets.mcu.library import kernel_folder, write_files
 from edgemat.targets.mcu.sample import run_reference
 from tests.mcu.case_graphs import CaseGraph, feeds, side_by_side
 
-BOUNDARY = {"quantize", "dequantize", "constant"}
+BOUNDARY = {"quantize", "dequantize", "constant", "literal"}
 NATIVE = [op for op in OPS if op.stem not in BOUNDARY]
 
 
@@ -39,11 +39,27 @@ def assert_equal(graph: CaseGraph, flags: tuple[str, ...], samples: int = 12) ->
         np.testing.assert_array_equal(found[name], expected[name], err_msg=name)
 
 
+def native_cases(op) -> list[Call]:
+    """The dossier's cases whose variable operands have a batch axis."""
+    return [c for c in op.cases() if all(x.batched or i in c.constants for i, x in enumerate(c.x))]
+
+
 @pytest.mark.parametrize("op", NATIVE, ids=lambda op: op.stem)
 def test_kernel_equals_the_reference_on_every_case(op, checked_flags) -> None:
-    calls = [c for c in op.cases() if all(x.batched or i in c.constants for i, x in enumerate(c.x))]
+    calls = native_cases(op)
     assert calls
     assert_equal(side_by_side(op.stem, calls), checked_flags)
+
+
+@pytest.mark.skipif(emulator.missing() is not None, reason=str(emulator.missing()))
+@pytest.mark.parametrize("machine", emulator.MACHINES)
+def test_every_case_on_emulated_machines(machine) -> None:
+    graph = side_by_side("all", [call for op in NATIVE for call in native_cases(op)])
+    codes = feeds(graph, 7)
+    expected = run_reference(graph, codes)
+    found = emulator.run_emulated(graph, codes, machine)
+    differ = [name for name in graph.outputs if not np.array_equal(found[name], expected[name])]
+    assert differ == []
 
 
 def test_every_operator_has_a_kernel() -> None:
