@@ -198,7 +198,7 @@ def mutated(graph: CaseGraph, codes: dict, file: str, old: str, new: str, tmp_pa
         ("kernels.c", "EM_RND\n", "EM_RND_CONV\n"),
         ("kernels.c", "EM_OVERFLOW EM_SAT", "EM_OVERFLOW EM_WRAP"),
         ("kernels.c", "EM_OVERFLOW EM_SAT", "EM_OVERFLOW EM_SAT_ZERO"),
-        ("model.c", ".y_min = -8", ".y_min = -7"),
+        ("kernels.c", "EM_Y_MIN -8", "EM_Y_MIN -7"),
         ("model.c", ".has_bias = 1", ".has_bias = 0"),
         ("model.c", ".in_features = 3", ".in_features = 2"),
     ],

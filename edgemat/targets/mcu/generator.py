@@ -23,13 +23,11 @@ from edgemat.targets.mcu.library import (
     ArrayText,
     CallText,
     Copy,
-    EpilogueText,
     Member,
     Port,
     Project,
     Traced,
     array_text,
-    literal,
     member_text,
     write_files,
 )
@@ -39,6 +37,7 @@ from edgemat.targets.mcu.variants import (
     KernelCall,
     Variant,
     c_type,
+    literal,
     plan_calls,
     size_of,
     storage,
@@ -204,13 +203,9 @@ class _Planner:
                 arguments.append("NULL")
             else:
                 arguments.append(self.array(array, name, f"{step.stem} {array.role}"))
-        epilogue, shift_name = None, ""
-        if call.epilogue is not None:
-            data = call.epilogue
-            epilogue = EpilogueText(literal(data.y_min), literal(data.y_max), len(data.shift))
-            shift_name = self.shift(data.shift, name)
+        shift_name = self.shift(call.shift, name) if call.shift else ""
         if call.takes_epilogue:
-            arguments.append(f"&{name}_epilogue" if epilogue else "NULL")
+            arguments.append(f"&{name}_epilogue" if call.shift else "NULL")
         arguments.append(self.pointer(step.outputs[0].name, made, const=False))
         traced = []
         if call.suffix in ("", f"_{len(step.inputs) - 1}"):
@@ -224,7 +219,7 @@ class _Planner:
         return CallText(
             call.variant.function, call.struct, f"{name}_params",
             tuple(Member(key, member_text(value)) for key, value in call.fields),
-            epilogue, f"{name}_epilogue", shift_name, tuple(arguments),
+            len(call.shift), f"{name}_epilogue", shift_name, tuple(arguments),
             f"{name[len(self.prefix) + 1 :]}: {', '.join(texts[:-1])} to {texts[-1]}", tuple(traced),
         )  # fmt: skip
 
@@ -240,5 +235,5 @@ def model_identifier(name: str) -> str:
     """The model's name as an identifier; ``em_<it>`` and ``em_<it>_...`` collide with no name of the kernel library."""
     base = identifier(name or "model", "model")
     words = {*KERNELS, "status", "epilogue", "real_format", "span", "binary", "pool", "strided", "quantize"}
-    words |= {"dequantize", "round", "overflow", "shift_left", "widen", "divide", "taps", "y_min", "y_max", "trace"}
+    words |= {"dequantize", "round", "overflow", "shift_left", "widen", "divide", "taps", "trace"}
     return f"net_{base}" if any(base == word or base.startswith(f"{word}_") for word in words) else base

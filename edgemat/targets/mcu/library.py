@@ -13,7 +13,7 @@ import numpy as np
 from edgemat.targets.layout import NativeTensor, Network
 from edgemat.targets.mcu.arena import Arena, tensor_bytes
 from edgemat.targets.mcu.sample import sample_codes
-from edgemat.targets.mcu.variants import Variant, c_type
+from edgemat.targets.mcu.variants import Variant, c_type, literal
 
 _HEADERS = (
     "edgemat_kernels.h", "edgemat_requantize.h", "edgemat_variant.h", "edgemat_variant_end.h", "edgemat_float.h"
@@ -86,15 +86,6 @@ class Member:
 
 
 @dataclass(frozen=True)
-class EpilogueText:
-    """The members of an ``em_epilogue``."""
-
-    y_min: str
-    y_max: str
-    channels: int
-
-
-@dataclass(frozen=True)
 class Traced:
     """A tensor a traced build reports: its number in `Project.traced`, where it lies, its size."""
 
@@ -105,13 +96,13 @@ class Traced:
 
 @dataclass(frozen=True)
 class CallText:
-    """One call of model.c."""
+    """One call of model.c; without epilogue, ``epilogue_channels`` is 0."""
 
     function: str
     struct: str
     params_name: str
     fields: tuple[Member, ...]
-    epilogue: EpilogueText | None
+    epilogue_channels: int
     epilogue_name: str
     shift_name: str
     arguments: tuple[str, ...]
@@ -267,11 +258,6 @@ def array_text(name: str, element: str, values: np.ndarray, comment: str = "") -
     numbers = [literal(value) for value in values.tolist()]
     lines = tuple(", ".join(numbers[at : at + 16]) + "," for at in range(0, len(numbers), 16))
     return ArrayText(name, c_type(element), len(numbers), lines, comment)
-
-
-def literal(value: int) -> str:
-    """An integer constant of C99; the most negative one has no literal of its own."""
-    return "(-9223372036854775807 - 1)" if value == -(1 << 63) else str(value)
 
 
 def member_text(value: int | tuple[int, ...]) -> str:

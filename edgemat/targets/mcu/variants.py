@@ -77,11 +77,11 @@ KERNELS = {
         "em_upsample_params", ("in_h", "in_w", "in_c", "scale_h", "scale_w"), epilogue=False, moves=True
     ),
     "softmax": Kernel(
-        "em_softmax_params", ("y_min", "y_max", "outer", "axis_size", "inner", "shift"), ("exp_table",), epilogue=False
+        "em_softmax_params", ("outer", "axis_size", "inner", "shift"), ("exp_table",), epilogue=False
     ),
     "matmul": Kernel("em_matmul_params", ("batch", "m", "k", "n")),
 }
-_WIDE_FIELDS = frozenset({"low", "high", "value", "y_min", "y_max"})
+_WIDE_FIELDS = frozenset({"low", "high", "value"})
 _INDEX_LIMIT = 1 << 30
 _DEFAULTS = {"dilation_h": 1, "dilation_w": 1, "count_include_pad": 0}
 
@@ -106,17 +106,20 @@ class ConstantArray:
 
 
 @dataclass(frozen=True)
-class EpilogueData:
-    """Members of an ``em_epilogue``."""
-
-    shift: tuple[int, ...]
-    y_min: int
-    y_max: int
-
-
-@dataclass(frozen=True)
 class KernelCall:
-    """One call: ``operands`` are positions in ``step.inputs``; ``fields`` are (member, int or tuple of int)."""
+    """One call.
+
+    Attributes:
+        step: the native step.
+        variant: the kernel variant.
+        operands: positions in ``step.inputs``.
+        struct: type of the parameter structure.
+        fields: its (member, int or tuple of int).
+        arrays: constant arrays in argument order.
+        shift: right shifts of the epilogue; empty where nothing is shifted.
+        takes_epilogue: whether the kernel has an epilogue argument.
+        suffix: told apart by it are several calls of one step.
+    """
 
     step: Step
     variant: Variant
@@ -124,7 +127,7 @@ class KernelCall:
     struct: str
     fields: tuple[tuple[str, int | tuple[int, ...]], ...]
     arrays: tuple[ConstantArray | None, ...]
-    epilogue: EpilogueData | None
+    shift: tuple[int, ...]
     takes_epilogue: bool
     suffix: str = ""
 
@@ -218,7 +221,7 @@ def _moving(step: Step, element: str, params: dict, position: int = 0, suffix: s
     prototype = f"void {function}(const {kernel.struct} *p, const {kind} *x, {kind} *y);"
     variant = Variant(function, f"{step.stem}.c", (("EM_X", kind),), prototype)
     fields = _fields(step, kernel, params)
-    return KernelCall(step, variant, (position,), kernel.struct, fields, (), None, False, suffix)
+    return KernelCall(step, variant, (position,), kernel.struct, fields, (), (), False, suffix)
 
 
 def _plan(step: Step) -> KernelCall:
@@ -250,10 +253,10 @@ def _plan(step: Step) -> KernelCall:
     macros.append(("EM_Y", c_type(y)))
     name.append(y)
     depthwise = _is_depthwise(step)
-    epilogue = None
+    shift: tuple[int, ...] = ()
     if kernel.epilogue:
         choice = _Epilogue(step, arrays)
-        epilogue = choice.data
+        shift = choice.shift
         macros += choice.macros
         name += choice.name
     if step.stem == "softmax":
@@ -271,7 +274,7 @@ def _plan(step: Step) -> KernelCall:
     variant = Variant(function, file, tuple(macros), f"void {function}({', '.join(arguments)});")
     fields = _fields(step, kernel, params)
     operands = tuple(range(len(step.inputs)))
-    return KernelCall(step, variant, operands, kernel.struct, fields, tuple(arrays), epilogue, kernel.epilogue)
+    return KernelCall(step, variant, operands, kernel.struct, fields, tuple(arrays), shift, kernel.epilogue)
 
 
 def _fields(step: Step, kernel: Kernel, params: dict) -> tuple[tuple[str, int | tuple[int, ...]], ...]:
@@ -298,8 +301,11 @@ def _choose_quotient(step: Step, macros: list[tuple[str, str]], name: list[str])
     """Accumulator, rounding and overflow of a softmax: its bounds speak of sum and shifted numerator."""
     fmt = step.outputs[0].format
     overflow = _overflow(fmt, 0, 1 << int(step.params["shift"]))
-    macros += [("EM_ROUNDING", f"EM_{fmt.rounding}"), ("EM_OVERFLOW", f"EM_{overflow}")]
-    name += [fmt.rounding.lower(), overflow.lower()]
+    macros.append(("EM_ROUNDING", f"EM_{fmt.rounding}"))
+    name.append(fmt.rounding.lower())
+    if overflow != "FITS":
+        macros += overflow_macros(fmt, overflow)
+        name.append(overflow_name(fmt))
     if max(step.bounds.partial) >= 1 << 29 or fmt.max_code >= 1 << 31:
         macros.append(("EM_ACC_BITS", "64"))
         name.append("acc64")
@@ -336,11 +342,11 @@ class _Epilogue:
         reach = _reach(step, arrays)
         self.name: list[str] = []
         self.macros: list[tuple[str, str]] = []
+        self.shift: tuple[int, ...] = ()
         if step.epilogue is None:
             if reach >= 1 << 63:
                 self.refuse(reach)
             bits = 32 if reach < 1 << 31 else 64
-            self.data = None
             if bits == 64:
                 self.accumulate(bits)
             return
@@ -369,9 +375,13 @@ class _Epilogue:
         if kind != "NONE" or divide:
             self.macros.append(("EM_ROUNDING", f"EM_{rounding}"))
             self.name.append(rounding.lower())
+        if rounding == "RND" and not divide:
+            roomy = magnitude + (1 << max(shifts) >> 1) < 1 << (bits - 1)
+            self.macros.append(("EM_HEADROOM", str(int(roomy))))
+            self.name += [] if roomy else ["full"]
         if overflow != "FITS":
-            self.macros.append(("EM_OVERFLOW", f"EM_{overflow}"))
-            self.name.append(overflow.lower())
+            self.macros += overflow_macros(fmt, overflow)
+            self.name.append(overflow_name(fmt))
         if kind == "ANY":
             self.name.append("any")
         if len(shifts) > 1 and kind != "NONE":
@@ -380,7 +390,7 @@ class _Epilogue:
         if step.stem == "average_pool":
             self.macros.append(("EM_DIVIDE", "1" if divide else "0"))
             self.name += ["div", kind.lower()] if divide else []
-        self.data = EpilogueData(shifts if kind != "NONE" else (0,), y_min, y_max)
+        self.shift = shifts if kind != "NONE" else ()
 
     def accumulate(self, bits: int) -> None:
         self.macros.append(("EM_ACC_BITS", str(bits)))
@@ -444,6 +454,22 @@ def _overflow(fmt: Fixed, low: int, high: int) -> str:
     if floor <= low and high <= top:
         return "FITS"
     return {"SAT_SYM": "SAT"}.get(fmt.overflow, fmt.overflow)
+
+
+def overflow_macros(fmt: Fixed, overflow: str) -> list[tuple[str, str]]:
+    """The overflow mode and the code range of a variant."""
+    low, high = fmt.rails
+    return [("EM_OVERFLOW", f"EM_{overflow}"), ("EM_Y_MIN", literal(low)), ("EM_Y_MAX", literal(high))]
+
+
+def overflow_name(fmt: Fixed) -> str:
+    """What tells variants of different code ranges apart: ``sat6`` saturates to six bits."""
+    return fmt.overflow.lower().replace("_", "") + str(fmt.width)
+
+
+def literal(value: int) -> str:
+    """An integer constant of C99; the most negative one has no literal of its own."""
+    return "(-9223372036854775807 - 1)" if value == -(1 << 63) else str(value)
 
 
 def _reach(step: Step, arrays: list[ConstantArray | None]) -> int:

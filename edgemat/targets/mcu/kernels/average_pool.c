@@ -44,7 +44,8 @@ void EM_FUNCTION(const em_pool_params* p, const EM_X* x, const em_epilogue* epil
                 const EM_ACC numerator = EM_SHIFT_LEFT(sum, shift < 0 ? -shift : 0);
                 const EM_ACC denominator = EM_SHIFT_LEFT(count, shift > 0 ? shift : 0);
                 const EM_ACC q = EM_PASTE(em_divide_s, EM_ACC_BITS)(numerator, denominator, EM_ROUNDING);
-                *y++ = (EM_Y)EM_PASTE(em_overflow_s, EM_ACC_BITS)(q, em_y_min, em_y_max, EM_OVERFLOW);
+                *y++ = (EM_Y)EM_PASTE(em_overflow_s, EM_ACC_BITS)(q, (EM_ACC)EM_Y_MIN, (EM_ACC)EM_Y_MAX,
+                                                                  EM_OVERFLOW);
 #else
                 (void)count;
                 *y++ = EM_RESULT(sum, c);

@@ -39,7 +39,7 @@ EM_INLINE em_status em_quantize_f32(float value, int frac, const em_real_format*
     const int64_t m = negative ? -magnitude : magnitude;
     int shift = -((exponent == 0 ? 1 : exponent) - 150 + frac);
     shift = shift > 62 ? 62 : shift < -63 ? -63 : shift;
-    *code = m == 0 ? 0 : em_requantize_s64(m, shift, f->y_min, f->y_max, EM_SHIFT_ANY, rounding, overflow);
+    *code = m == 0 ? 0 : em_requantize_s64(m, shift, f->y_min, f->y_max, EM_SHIFT_ANY, rounding, overflow, 0);
     return EM_OK;
 }
 

@@ -38,13 +38,10 @@ typedef enum em_status {
 } em_status;
 
 /* Requantisation of an exact accumulator: shift right by shift[channel] (left where negative), round,
- * overflow. Rounding and overflow modes are compile-time constants of the kernel variant
- * (edgemat_requantize.h). y_min and y_max are the code range; y_max - y_min + 1 is a power of two under
- * EM_WRAP. */
+ * overflow. Modes and code range are compile-time constants of the kernel variant (edgemat_variant.h). */
 typedef struct em_epilogue {
     const int8_t* shift; /* one entry, or one per channel when the variant has EM_PER_CHANNEL */
-    int64_t y_min, y_max;
-    int32_t channels; /* entries of shift; element i of a result belongs to channel i % channels */
+    int32_t channels;    /* entries of shift; element i of a result belongs to channel i % channels */
 } em_epilogue;
 
 typedef struct em_requantize_params {
@@ -123,7 +120,6 @@ typedef struct em_upsample_params {
 } em_upsample_params;
 
 typedef struct em_softmax_params {
-    int64_t y_min, y_max;
     int32_t outer, axis_size, inner, shift;
 } em_softmax_params;
 

@@ -35,6 +35,15 @@
 #ifndef EM_OVERFLOW
 #define EM_OVERFLOW EM_FITS
 #endif
+#ifndef EM_Y_MIN /* code range of the result; under EM_WRAP its size is a power of two */
+#define EM_Y_MIN 0
+#endif
+#ifndef EM_Y_MAX
+#define EM_Y_MAX 0
+#endif
+#ifndef EM_HEADROOM /* 1: the accumulator plus half of any right shift's unit stays inside EM_ACC */
+#define EM_HEADROOM 0
+#endif
 #ifndef EM_PER_CHANNEL /* 1: epilogue->shift has one entry per channel */
 #define EM_PER_CHANNEL 0
 #endif
@@ -43,15 +52,14 @@
 
 /* Loads what every result needs, once; a variant without epilogue does not touch the pointer. */
 #define EM_EPILOGUE_BEGIN(e)                                                                     \
-    const EM_ACC em_y_min EM_MAYBE_UNUSED = EM_OVERFLOW == EM_FITS ? 0 : (EM_ACC)(e)->y_min;     \
-    const EM_ACC em_y_max EM_MAYBE_UNUSED = EM_OVERFLOW == EM_FITS ? 0 : (EM_ACC)(e)->y_max;     \
     const int8_t* const em_shift EM_MAYBE_UNUSED = EM_KIND == EM_SHIFT_NONE ? NULL : (e)->shift; \
     const int em_shift0 EM_MAYBE_UNUSED = EM_KIND == EM_SHIFT_NONE ? 0 : (e)->shift[0]
 
 /* The result of accumulator a in channel c. */
-#define EM_RESULT(a, c)                                                                                      \
-    ((EM_Y)EM_PASTE(em_requantize_s, EM_ACC_BITS)((a), EM_PER_CHANNEL ? em_shift[(c)] : em_shift0, em_y_min, \
-                                                  em_y_max, EM_KIND, EM_ROUNDING, EM_OVERFLOW))
+#define EM_RESULT(a, c)                                                                                     \
+    ((EM_Y)EM_PASTE(em_requantize_s, EM_ACC_BITS)((a), EM_PER_CHANNEL ? em_shift[(c)] : em_shift0,          \
+                                                  (EM_ACC)EM_Y_MIN, (EM_ACC)EM_Y_MAX, EM_KIND, EM_ROUNDING, \
+                                                  EM_OVERFLOW, EM_HEADROOM))
 
 /* The channel after c. */
 #define EM_NEXT_CHANNEL(e, c) (EM_PER_CHANNEL && (c) + 1 < (e)->channels ? (c) + 1 : 0)

@@ -11,6 +11,9 @@
 #undef EM_ROUNDING
 #undef EM_OVERFLOW
 #undef EM_PER_CHANNEL
+#undef EM_Y_MIN
+#undef EM_Y_MAX
+#undef EM_HEADROOM
 #undef EM_DIVIDE
 #undef EM_JOIN
 #undef EM_EPILOGUE_BEGIN

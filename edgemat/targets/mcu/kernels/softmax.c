@@ -1,7 +1,7 @@
 /* Along the middle axis of [outer][axis_size][inner], with d = max(x) - x and e = exp_table[d]:
  * y = overflow(round(e * 2**shift / sum(e))), one exact rational, rounded once.
- * EM_X EM_W (the table's element) EM_ACC_BITS EM_Y EM_ROUNDING EM_OVERFLOW. The caller has proven that sum(e)
- * and e * 2**shift stay below a quarter of EM_ACC; exp_table[0] is positive. */
+ * EM_X EM_W (the table's element) EM_ACC_BITS EM_Y EM_ROUNDING EM_OVERFLOW EM_Y_MIN EM_Y_MAX. The caller has
+ * proven that sum(e) and e * 2**shift stay below a quarter of EM_ACC; exp_table[0] is positive. */
 #include "edgemat_variant.h"
 #ifndef EM_FUNCTION
 #define EM_FUNCTION em_softmax_s8_s8_s32
@@ -26,7 +26,7 @@ void EM_FUNCTION(const em_softmax_params* p, const EM_X* x, const EM_W* exp_tabl
                 const EM_ACC e = (EM_ACC)exp_table[(int32_t)largest - (int32_t)x[at]];
                 const EM_ACC q =
                     EM_PASTE(em_divide_s, EM_ACC_BITS)(EM_SHIFT_LEFT(e, p->shift), sum, EM_ROUNDING);
-                y[at] = (EM_Y)EM_PASTE(em_overflow_s, EM_ACC_BITS)(q, (EM_ACC)p->y_min, (EM_ACC)p->y_max,
+                y[at] = (EM_Y)EM_PASTE(em_overflow_s, EM_ACC_BITS)(q, (EM_ACC)EM_Y_MIN, (EM_ACC)EM_Y_MAX,
                                                                    EM_OVERFLOW);
             }
         }
