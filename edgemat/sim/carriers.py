@@ -68,7 +68,7 @@ def byte_offset(tensor: Tensor) -> int | None:
 
 @dataclass(frozen=True, slots=True)
 class Unrounded:
-    """A sum in float32 before its rounding and saturation, and the function that applies both."""
+    """A saturated sum in float32 before its rounding, and the function that rounds."""
 
     coded: Coded
     finish: Callable[[Coded], Coded]
@@ -80,7 +80,7 @@ class Carried:
     Attributes:
         tensor: Its type.
         readers: Number of operators (and graph outputs) that read it.
-        unrounded: The value before a monotone rounding and saturation that no one has needed yet, or None.
+        unrounded: The value before a rounding that no one has needed yet, or None.
         is_packed: Whether bytes are what the producer writes.
     """
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from edgemat.op import Call
 from edgemat.sim.carriers import Carried, FusedBody
 from edgemat.sim.rewrites.defer_rounding import defer_rounding
+from edgemat.sim.rewrites.divide_average import divide_average
 from edgemat.sim.rewrites.fold_add import fold_add
 from edgemat.sim.rewrites.fold_conv import fold_conv
 from edgemat.sim.rewrites.fold_linear import fold_linear
@@ -23,6 +24,7 @@ REWRITES: dict[str, tuple[Rewrite, ...]] = {
     "Linear": (quantize_linear, fold_linear),
     "Conv": (fold_conv,),
     "MaxPool": (defer_rounding,),
+    "AveragePool": (divide_average,),
     "Add": (fold_add,),
     "Sub": (fold_add,),
     "Reshape": (reshape_any,),

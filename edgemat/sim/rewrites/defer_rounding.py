@@ -1,7 +1,7 @@
-"""MaxPool before the rounding and saturation of the sum it reads.
+"""MaxPool before the rounding of the sum it reads.
 
-Floor, Ceil, Round and Clip never decrease: ``max(clip(floor(v)))`` over a window is ``clip(floor(max(v)))``, and there
-is less to round. Padding is never chosen on either side. Applied where the pool is the only reader.
+Floor, Ceil and Round never decrease: ``max(floor(v))`` over a window is ``floor(max(v))``, and there is less to round.
+Padding is never chosen on either side. Applied where the pool is the only reader.
 """
 
 from __future__ import annotations

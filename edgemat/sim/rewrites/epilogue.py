@@ -13,6 +13,10 @@ with any fusing of multiply and add while every partial sum, the constant includ
 
     magnitude of the partial sums + 2**(s-1) < 2**24.
 
+A Clip with integer limits and rounding to integers change places freely (both are monotone, rounding keeps integers), so
+the Clip comes first, where onnxruntime writes it into a Conv. What is left for Floor is then often proved >= 0: there
+truncation is Floor, and two casts through int32 are the faster spelling.
+
 Where ``s <= 0`` nothing is rounded and no constant is added. The three modes that look at the sign of v are those above
 where every negative v ends as 0 (unsigned, saturating): TRN_ZERO is TRN, RND_INF is RND, RND_ZERO is RND_MIN_INF, since
 each pair agrees for v >= 0 and gives at most 0 for v < 0.
@@ -28,7 +32,7 @@ from edgemat import formats
 from edgemat.body import Body, Coded
 from edgemat.formats import Fixed
 from edgemat.op import Call
-from edgemat.sim.carriers import SINGLE_LIMIT, Carried, FusedBody, Unrounded
+from edgemat.sim.carriers import SINGLE, SINGLE_LIMIT, Carried, FusedBody, Unrounded
 
 _OPERATORS = {"RND": ("Floor", 0.5), "RND_MIN_INF": ("Ceil", -0.5), "TRN": ("Floor", 0.0), "RND_CONV": ("Round", 0.0)}
 _POSITIVE = {"TRN_ZERO": "TRN", "RND_INF": "RND", "RND_ZERO": "RND_MIN_INF"}
@@ -71,15 +75,23 @@ class Folded:
 
     def carried(self, body: FusedBody, call: Call, value: Coded) -> Carried:
         """The output of `call` from its unrounded sum; rounded when someone needs it."""
-        raw = Unrounded(value, lambda unrounded: self.finish(body, unrounded))
-        if self.monotone:
-            return Carried(body, call.y[0], unrounded=raw)
-        return Carried(body, call.y[0], coded=lambda: raw.finish(raw.coded))
+        if not self.monotone:
+            return Carried(body, call.y[0], coded=lambda: self.wrap(body, value))
+        if self.target is not None:
+            value = body.overflow(value, self.target, self.low, self.high)
+        return Carried(body, call.y[0], unrounded=Unrounded(value, lambda clipped: self.round(body, clipped)))
 
-    def finish(self, body: Body, value: Coded) -> Coded:
-        """Rounds and saturates; the operator also keeps onnxruntime from fusing across a proof's end."""
-        value = body.unary(self.operator, value)
-        return value if self.target is None else body.overflow(value, self.target, self.low, self.high)
+    def wrap(self, body: Body, value: Coded) -> Coded:
+        """Rounding, then an overflow mode that does not keep order."""
+        assert self.target is not None
+        return body.overflow(body.unary(self.operator, value), self.target, self.low, self.high)
+
+    def round(self, body: Body, value: Coded) -> Coded:
+        """Rounds a saturated sum; the operator also keeps onnxruntime from fusing across the end of a proof."""
+        bottom = self.low if self.target is None else max(self.low, self.target.rails[0])
+        if self.operator == "Floor" and bottom >= 0:
+            return body.cast(body.cast(value, np.int32), SINGLE)
+        return body.unary(self.operator, value)
 
 
 def fold(call: Call, magnitude: int) -> Folded | None:
