@@ -79,8 +79,13 @@ def _target(cost: TargetCost) -> RenderableType:
     made = _table(label, *cost.columns)
     for row in cost.rows:
         _row(made, *(_figure(cell) for cell in row))
-    figures = Text(", ".join(f"{key} {_figure(value)}" for key, value in cost.totals.items()))
-    return Group(made, figures)
+    lines = []
+    for key, value in cost.totals.items():
+        if isinstance(value, dict):
+            lines.append(f"{key}: " + ", ".join(f"{name} {_figure(figure)}" for name, figure in value.items()))
+        else:
+            lines.append(f"{key}: {_figure(value)}")
+    return Group(made, Text("\n".join(lines)))
 
 
 def _figure(value: Any) -> str:

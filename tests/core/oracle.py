@@ -278,6 +278,17 @@ def _table(call: Call, x: np.ndarray, table: np.ndarray) -> np.ndarray:
     return np.array([table[int(c) - low] for c in x.reshape(-1)], np.int64).reshape(x.shape)
 
 
+def _softmax(call: Call, x: np.ndarray, table: np.ndarray) -> np.ndarray:
+    fmt = Fixed.parse(call.attrs["y_format"])
+    rows = np.moveaxis(x, call.attrs["axis"] + 1, -1)
+    made = np.empty(rows.shape, np.int64)
+    for at in np.ndindex(rows.shape[:-1]):
+        row = rows[at].tolist()
+        powers = [int(table[max(row) - code]) for code in row]
+        made[at] = [to_code(Fraction(power, sum(powers)), fmt) for power in powers]
+    return np.moveaxis(made, -1, call.attrs["axis"] + 1)
+
+
 def _reshape(call: Call, x: np.ndarray) -> np.ndarray:
     assert math.prod(call.attrs["shape"]) == x[0].size
     return np.array(x.reshape(-1).tolist(), np.int64).reshape(len(x), *call.attrs["shape"])
@@ -293,6 +304,7 @@ _VALUES = {
     "Clip": _clip,
     "PRelu": _prelu,
     "Table": _table,
+    "Softmax": _softmax,
     "Add": _pair,
     "Sub": _pair,
     "Mul": _pair,
