@@ -139,7 +139,7 @@ def main():
     edgemat.export(file, target="mcu", output=options.output / "mcu")
     report = edgemat.verify(file, inputs=x_test[:20].numpy(), backends=("onnx", "mcu", "hls"), module=quantised)
     for backend, found in report.to_dict()["backends"].items():
-        print(f"{backend}: {found['compared']} samples compared, {found['mismatches']} mismatches")
+        print(f"{backend}: {found['compared']} integers compared, {found['mismatches']} mismatches")
     print(f"written: {file}, {options.output / 'hls'}, {options.output / 'mcu'}")
     return 0 if report.ok else 3
 

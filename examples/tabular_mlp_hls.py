@@ -84,7 +84,7 @@ def main():
     samples = x_test[: 50 if options.quick else 1000].numpy()
     report = edgemat.verify(file, inputs=samples, backends=("onnx", "hls"), module=quantised)
     for backend, found in report.to_dict()["backends"].items():
-        print(f"{backend}: {found['compared']} samples compared, {found['mismatches']} mismatches")
+        print(f"{backend}: {found['compared']} integers compared, {found['mismatches']} mismatches")
     print(f"written: {file}, {options.output / 'hls_unrolled'}, {options.output / 'hls_reuse4'}")
     print(f"modelled cost per layer: edgemat inspect {file} --target hls")
     return 0 if report.ok else 3
