@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import collections
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, lru_cache
+from typing import TypeVar
 
 import numpy as np
 import onnxruntime
@@ -19,6 +22,7 @@ from edgemat.sim.arrays import Arrays, by_name, check_codes, refuse_infinity, si
 from edgemat.sim.carriers import SINGLE
 from edgemat.sim.fused import Fused, fuse
 
+Result = TypeVar("Result")
 SLICE_BYTES = 1 << 19
 """A slice of the batch whose largest tensor has this size stays in a core's second-level cache."""
 
@@ -73,10 +77,8 @@ class Simulator:
             return active.run(None, feeds)
 
         starts = range(0, total, step)
-        if workers == 1 or len(starts) == 1:
-            parts = [run_slice(start) for start in starts]
-        else:
-            parts = list(_pool(workers).map(run_slice, starts))
+        found = share(run_slice, starts, min(workers, len(starts)))
+        parts = [found[start] for start in starts]
         return {name: np.concatenate([part[i] for part in parts]) for i, name in enumerate(fused.outputs)}
 
     def codes(self, x: Arrays, codes: bool = False) -> np.ndarray | dict[str, np.ndarray]:
@@ -133,6 +135,34 @@ def onnx_trace(graph: Graph, codes: dict[str, np.ndarray]) -> dict[str, np.ndarr
         for name, array in zip(inner, active.run(inner, feeds), strict=True):
             made[name] = array.astype(np.int64)
     return made
+
+
+def share(task: Callable[[int], Result], items: range, workers: int) -> dict[int, Result]:
+    """Results of a task by item; the calling thread and `workers - 1` others take the next item in turn.
+
+    A helper that has not begun when the items are used up is called off, so a busy machine costs nothing.
+    """
+    waiting = iter(items)  # the next item of a range is taken atomically
+    done: dict[int, Result] = {}
+
+    def work() -> None:
+        try:
+            for item in waiting:
+                done[item] = task(item)
+        except BaseException:
+            collections.deque(waiting, maxlen=0)  # no one need begin another
+            raise
+
+    helpers = [_pool(workers - 1).submit(work) for _ in range(workers - 1)]
+    try:
+        work()
+    finally:
+        running = [helper for helper in helpers if not helper.cancel()]
+        errors = [helper.exception() for helper in running]
+    for error in errors:
+        if error is not None:
+            raise error
+    return done
 
 
 @lru_cache

@@ -32,7 +32,7 @@ from edgemat.sim.session import thread_count
 from tests.benchmarks.peer_hls4ml import measure as measure_peer
 from tests.networks.models import Mlp, ResNet8, SmallCnn
 
-TURNS = 15
+TURNS, SECONDS = 15, 3.0
 PROMISED, GOAL = 0.3, 0.5
 CHECKED = 20
 
@@ -48,8 +48,8 @@ class Case:
 
 
 CASES = (
-    Case("MLP 16-64-32-32-5", Mlp, (16,), 20_000),
-    Case("CNN 28x28", SmallCnn, (1, 28, 28), 500),
+    Case("MLP", Mlp, (16,), 20_000),
+    Case("CNN", SmallCnn, (1, 28, 28), 500),
     Case("ResNet8", ResNet8, (3, 32, 32), 100),
 )
 
@@ -71,14 +71,16 @@ class Row:
 
 
 def take_turns(sides: list[Callable[[], object]]) -> list[float]:
-    """Seconds of the fastest turn of each side, alternating, one turn to warm up."""
+    """Seconds of the fastest turn of each side, alternating, after one to warm up."""
     best = [float("inf")] * len(sides)
-    for turn in range(TURNS + 1):
+    turn, begin = 0, time.perf_counter()
+    while turn <= TURNS or time.perf_counter() - begin < SECONDS:
         for index, side in enumerate(sides):
             start = time.perf_counter()
             side()
             if turn:
                 best[index] = min(best[index], time.perf_counter() - start)
+        turn += 1
     return best
 
 
@@ -139,16 +141,16 @@ def main() -> int:
     console = Console()
     title = f"Simulator against the float32 network on onnxruntime {onnxruntime.__version__}, {thread_count()} threads"
     table = Table(title=title)
-    for heading in ("network, samples", "bits", "float ms", "edgemat ms", "ratio", "samples/s", "open ms"):
+    for heading in ("network", "bits", "float ms", "edgemat ms", "ratio", "samples/s", "open ms"):
         table.add_column(heading, justify="left" if heading.startswith("network") else "right")
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for case in CASES:
             for row in measure(case, Path(folder)):
                 rows.append(row)
-                mark = "" if row.ratio >= GOAL else " (goal 0.5)" if row.ratio >= PROMISED else " (promised 0.3)"
+                mark = "" if row.ratio >= GOAL else " *" if row.ratio >= PROMISED else " **"
                 table.add_row(
-                    f"{case.name}, {case.samples:,}",
+                    case.name,
                     str(row.bits),
                     f"{row.float_s * 1e3:.2f}",
                     f"{row.edgemat_s * 1e3:.2f}",
@@ -157,6 +159,7 @@ def main() -> int:
                     f"{row.open_s * 1e3:.0f}",
                 )
     console.print(table)
+    console.print(f"promised: {PROMISED}; * below the goal of {GOAL}, ** below the promise")
     peers(console, rows)
     return 0 if all(row.ratio >= PROMISED for row in rows) else 1
 

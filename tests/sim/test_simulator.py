@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 
 import numpy as np
 import pytest
@@ -190,3 +191,30 @@ def test_opening_is_lazy_and_the_trace_runs_the_file(tmp_path: Path) -> None:
     assert all((found[name] == wanted[name]).all() for name in wanted)
     assert set(vars(simulate)) == {"graph"}  # nothing fused was needed
     assert (simulate.codes(x) == wanted[simulate.graph.outputs[0]]).all()
+
+
+def test_work_is_shared_and_errors_arrive() -> None:
+    for workers in (1, 2, 5):
+        assert simulator.share(lambda item: item * item, range(0, 40, 3), workers) == {
+            i: i * i for i in range(0, 40, 3)
+        }
+
+    def fails(item: int) -> int:
+        if item == 7:
+            raise FormatError("seven")
+        return item
+
+    for workers in (1, 3):
+        with pytest.raises(FormatError, match="seven"):
+            simulator.share(fails, range(50), workers)
+
+
+def test_a_busy_pool_does_not_hold_a_run_up() -> None:
+    """Helpers that never begin are called off: the calling thread does all the work."""
+    gate = Event()
+    blocked = [simulator._pool(1).submit(gate.wait) for _ in range(2)]
+    try:
+        assert simulator.share(lambda item: item, range(9), 2) == {i: i for i in range(9)}
+    finally:
+        gate.set()
+    assert all(future.result() for future in blocked)

@@ -7,8 +7,8 @@ With a = sum * 2**max(-s, 0) and D = count * 2**max(s, 0), integers, the three m
     TRN          floor(a / D)
 
 Floor of a correctly rounded quotient p / q of integers with ``|p| < 2**24`` is the floor of p / q. Rounding is
-monotone, so the quotient cannot fall below the integer under p / q. It moves p / q by at most ``2**-24 |p| / q < 1 / q``, while
-the next integer is at least 1 / q away unless it is p / q itself. Ceil mirrors that.
+monotone, so the quotient cannot fall below the integer under p / q. It moves p / q by at most ``2**-24 |p| / q``, less
+than 1 / q, while the next integer is at least 1 / q away unless it is p / q itself. Ceil mirrors that.
 """
 
 from __future__ import annotations

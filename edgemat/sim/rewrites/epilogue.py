@@ -13,9 +13,9 @@ with any fusing of multiply and add while every partial sum, the constant includ
 
     magnitude of the partial sums + 2**(s-1) < 2**24.
 
-A Clip with integer limits and rounding to integers change places freely (both are monotone, rounding keeps integers), so
-the Clip comes first, where onnxruntime writes it into a Conv. What is left for Floor is then often proved >= 0: there
-truncation is Floor, and two casts through int32 are the faster spelling.
+A Clip with integer limits and rounding to integers change places freely (both are monotone, rounding keeps integers),
+so the Clip comes first, where onnxruntime writes it into a Conv. What is left for Floor is then often proved >= 0:
+truncation is Floor there, and two casts through int32 are the faster spelling.
 
 Where ``s <= 0`` nothing is rounded and no constant is added. The three modes that look at the sign of v are those above
 where every negative v ends as 0 (unsigned, saturating): TRN_ZERO is TRN, RND_INF is RND, RND_ZERO is RND_MIN_INF, since

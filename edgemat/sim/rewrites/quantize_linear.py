@@ -75,7 +75,7 @@ def quantize_linear(body: FusedBody, call: Call, x: list[Carried]) -> Carried | 
     ]
     if call.epilogue is None:
         value = Coded(body.microsoft("QGemm", *inputs), SINGLE)
-        return Carried(body, result, coded=lambda: body.unary("Floor", value))
+        return Carried(body, result, coded=lambda: value)
     made = body.microsoft("QGemm", *inputs, one, body.const(zero, np.uint8))
     exact = call.exact[0]
     rounding = effective_rounding(call.epilogue.format)
