@@ -176,7 +176,7 @@ class QuantBatchNorm(QuantLayer):
         a, b = self.real_affine(mean, var)
         a = self.weight_quantizer(a.float())
         exponents = self.accumulator_exponents().expand(self.num_features)
-        b = QuantizeChannels.apply(b, self.weight_quantizer.frac.detach(), self.bias_grid, exponents, 0, False)
+        b = QuantizeChannels.apply(b, self.weight_quantizer.frac.detach(), self.bias_grid, exponents, 0, False, None)
         return a, b.double()
 
     def accumulator_exponents(self) -> Tensor:

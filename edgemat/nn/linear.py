@@ -130,7 +130,7 @@ class WeightedLayer(QuantLayer):
         if bias is not None:
             exponents = self.accumulator_exponents().expand(self.outputs)
             bias = QuantizeChannels.apply(
-                bias, self.weight_quantizer.frac.detach(), self.bias_grid, exponents, 0, False
+                bias, self.weight_quantizer.frac.detach(), self.bias_grid, exponents, 0, False, None
             )
             bias = bias.double()
         return weight, bias
@@ -183,10 +183,10 @@ class WeightedLayer(QuantLayer):
         return y.float() if self.final and self.training else y
 
     def _batch_statistics(self, x: Tensor, norm: BatchNorm) -> Tensor:
-        scale = self._along_outputs(folded_scale(norm).detach().float())
-        usable = scale.abs() > 1e-12
-        divisor = torch.where(usable, scale, torch.ones_like(scale))
-        weight = self.weight_quantizer(self.weight * divisor).float() / divisor
+        with torch.no_grad():
+            scale = folded_scale(norm).float()
+            scale.masked_fill_(scale == 0.0, 1.0)
+        weight = self.weight_quantizer.folded(self.weight, scale).float()
         return norm.normalize(self.apply_weight(x.float(), weight, self.bias))
 
     @property

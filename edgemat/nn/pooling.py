@@ -57,9 +57,14 @@ class AveragePool(QuantLayer):
                 f"layer {self.path or type(self).__name__!r} averages {count} codes of {bits} bits, expected few "
                 "enough for 53 bits; pool in two steps"
             )
-        pool = F.avg_pool1d if x.dim() == 3 else F.avg_pool2d
         with exact_arithmetic(x):
-            mean = pool(x.double(), kernel, stride, padding, ceil_mode, include)
+            # Sums that float32 holds need no float64 copy of the whole input; the quotient always needs float64.
+            plain = bits + count.bit_length() <= 24 and source is not None and x.dtype == torch.float32
+            if plain and x.dim() == 4 and not ceil_mode and not any(padding):
+                mean = F.avg_pool2d(x, kernel, stride, divisor_override=1).double() / count
+            else:
+                pool = F.avg_pool1d if x.dim() == 3 else F.avg_pool2d
+                mean = pool(x.double(), kernel, stride, padding, ceil_mode, include)
         return self.leave(mean)
 
     def _emit(

@@ -172,8 +172,25 @@ class FixedQuantizer(nn.Module):
             self._settle(x)
         if self.per_channel:
             # A grid's values must not change between the calls of one step: frac is read once, here.
-            return QuantizeChannels.apply(x, self.frac, self.grid, self.exponents(), self.axis, self.relu)
+            return QuantizeChannels.apply(x, self.frac, self.grid, self.exponents(), self.axis, self.relu, None)
         return QuantizeTensor.apply(x, self.frac, self.grid, self.exponent(), self.relu)
+
+    def folded(self, weight: Tensor, scale: Tensor) -> Tensor:
+        """``Q(weight * scale) / scale`` for weights with a batch norm folded in.
+
+        Args:
+            weight: The float weights.
+            scale: One factor per channel, float32, none of them 0.
+        """
+        if not self._ready or self.tracks:
+            shape = [1] * weight.dim()
+            shape[self.axis] = -1
+            self._settle(weight * scale.view(shape))
+        exponents = self.exponents()
+        frac = self.frac
+        if not self.per_channel:
+            exponents, frac = exponents.expand(scale.numel()), frac.expand(scale.numel())
+        return QuantizeChannels.apply(weight, frac, self.grid, exponents, self.axis, self.relu, scale)
 
     def adopt(self, real: Tensor, exact: Tensor) -> Tensor:
         """`exact` (this quantiser's values, looked up in a table) with the gradients of quantising `real`."""

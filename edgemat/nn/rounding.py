@@ -197,20 +197,36 @@ class QuantizeTensor(torch.autograd.Function):
 
 
 class QuantizeChannels(torch.autograd.Function):
-    """One binary point per channel along `axis`: ``v`` from `x` and the learned `frac` of shape ``[channels]``."""
+    """One binary point per channel along `axis`: ``v`` from `x` and the learned `frac` of shape ``[channels]``.
+
+    With `scale` (one per channel, not 0) the result is ``v(x * scale) / scale``: weights as they are deployed with a
+    batch norm folded in, brought back to their own size. The chain rule cancels the scale in both gradients.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, frac: Tensor, grid: Grid, exponents: Tensor, axis: int, relu: bool) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, frac: Tensor, grid: Grid, exponents: Tensor, axis: int, relu: bool, scale: Tensor | None
+    ) -> Tensor:
         work = x if x.dtype == torch.float64 or grid.carrier == torch.float32 else x.double()
         shape = [1] * x.dim()
         shape[axis] = -1
-        laid = exponents.view(shape)
+        double = power_of_two(exponents.view(shape) + 1, work.dtype)
+        step = double.reciprocal().mul_(2.0)
         if relu:
             work = work.clamp_min(0.0)
-        rounded = round_doubled_(work * power_of_two(laid + 1, work.dtype), grid.rounding)
-        outside = (rounded < grid.low) | (rounded > grid.high) if any(ctx.needs_input_grad) else None
-        codes = overflow_(rounded, grid, grid.low)
-        y = codes.to(grid.carrier).mul_(power_of_two(-laid, grid.carrier))
+        if scale is not None:
+            laid = scale.view(shape)
+            double, step = double * laid, step / laid
+        rounded = round_doubled_(work * double, grid.rounding)
+        needed = any(ctx.needs_input_grad[:2]) and grid.overflow != "WRAP"
+        if needed and grid.overflow != "SAT_ZERO":
+            codes = rounded.clamp(grid.low, grid.high)
+            outside = codes != rounded
+        else:
+            outside = (rounded < grid.low) | (rounded > grid.high) if needed else None
+            codes = overflow_(rounded, grid, grid.low)
+        # A step divided by the scale is no power of two; its product is rounded in the carrier, as training may.
+        y = codes.mul_(step).to(grid.carrier)
         ctx.setting = grid, axis
         if outside is not None:
             if relu:
@@ -219,21 +235,23 @@ class QuantizeChannels(torch.autograd.Function):
                 ctx.save_for_backward(outside, x, y)
             else:
                 ctx.save_for_backward(outside)
+        elif relu:
+            ctx.save_for_backward(x <= 0)
         return y
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        grid, axis = ctx.setting
-        outside = ctx.saved_tensors[0]
+        _, axis = ctx.setting
         g = grads[0]
-        inside = g if grid.overflow == "WRAP" else g.masked_fill(outside, 0.0)
+        saved = ctx.saved_tensors
+        inside = g.masked_fill(saved[0], 0.0) if saved else g
         df = None
-        if ctx.needs_input_grad[1] and grid.overflow != "WRAP":
-            x, y = ctx.saved_tensors[1:]
+        if len(saved) == 3:
+            x, y = saved[1:]
             axes = [d for d in range(x.dim()) if d != axis % x.dim()]
-            df = inside * x - g * y
+            df = (inside * x).sub_(g * y)
             df = LN2 * (df.sum(axes) if axes else df)
-        return inside, df, None, None, None, None
+        return inside, df, None, None, None, None, None
 
 
 class ReplaceForward(torch.autograd.Function):
