@@ -44,7 +44,8 @@ def target_cost(graph: Graph, target: str) -> TargetCost:
 def _mcu(graph: Graph) -> TargetCost:
     from edgemat.targets.layout import to_native
     from edgemat.targets.mcu import project
-    from edgemat.targets.mcu.variants import plan_calls, size_of
+    from edgemat.targets.mcu.storage import size_of
+    from edgemat.targets.mcu.variants import plan_calls
 
     planned = project(graph)
     rows = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import tempfile
 
 import numpy as np
 import pytest
@@ -132,3 +133,15 @@ def test_sizes_beyond_32_bit_indices_are_refused() -> None:
     huge = dataclasses.replace(step, params={**step.params, "stride_h": 1 << 40})
     with pytest.raises(UnsupportedOpError, match=r"node 'stem': stride_h is 1099511627776, .* split the layer"):
         plan_calls(huge)
+
+
+@pytest.mark.parametrize("run", [run_host, emulator.run_emulated])
+def test_a_full_disk_is_one_sentence(run, monkeypatch) -> None:
+    def full(*arguments, **options) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(emulator, "missing", lambda: None)
+    monkeypatch.setattr(tempfile, "TemporaryDirectory", full)
+    graph = networks.residual()
+    with pytest.raises(ToolchainError, match=r"cannot be written \(No space left on device\); make room"):
+        run(graph, feeds(graph, 5))

@@ -16,7 +16,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from edgemat.targets.layout import NativeTensor, Network, Step
-from edgemat.targets.mcu.variants import KERNELS, size_of, storage
+from edgemat.targets.mcu.storage import size_of, storage
+from edgemat.targets.mcu.variants import KERNELS
 
 ALIGNMENT = 8
 _EXCHANGES = 300

@@ -21,7 +21,7 @@ import numpy as np
 from edgemat.errors import ToolchainError
 from edgemat.targets import toolchain
 from edgemat.targets.mcu.generator import project
-from edgemat.targets.mcu.host import element_dtype, pack_samples, unpack_samples
+from edgemat.targets.mcu.host import element_dtype, no_room, pack_samples, unpack_samples
 from edgemat.targets.mcu.library import Project, write_files
 
 _TARGETS = {
@@ -85,6 +85,15 @@ def emulate(
     if reason is not None:
         raise ToolchainError(f"machine {machine} cannot be emulated: {reason}")
     made = graph if isinstance(graph, Project) else project(graph)
+    try:
+        return _emulate(made, codes, machine, trace, count, optimize)
+    except OSError as error:
+        raise no_room(error) from error
+
+
+def _emulate(
+    made: Project, codes: dict[str, np.ndarray], machine: str, trace: bool, count: bool, optimize: str
+) -> Emulation:
     with tempfile.TemporaryDirectory(prefix="edgemat-emulated-") as name:
         folder = Path(name)
         elf = build(made, folder, machine, trace=trace, optimize=optimize)

@@ -31,17 +31,8 @@ from edgemat.targets.mcu.library import (
     member_text,
     write_files,
 )
-from edgemat.targets.mcu.variants import (
-    KERNELS,
-    ConstantArray,
-    KernelCall,
-    Variant,
-    c_type,
-    literal,
-    plan_calls,
-    size_of,
-    storage,
-)
+from edgemat.targets.mcu.storage import ConstantArray, c_type, literal, size_of, storage
+from edgemat.targets.mcu.variants import KERNELS, KernelCall, Variant, plan_calls
 
 _LOCALS = ("model", "arena", "results", "samples", "count", "arguments", "differ", "i", "status", "values", "codes")
 

@@ -15,7 +15,7 @@ from edgemat.targets import toolchain
 from edgemat.targets.layout import NativeTensor
 from edgemat.targets.mcu.generator import project
 from edgemat.targets.mcu.library import Project, write_files
-from edgemat.targets.mcu.variants import size_of, storage
+from edgemat.targets.mcu.storage import size_of, storage
 
 SANITIZE = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g")
 STRICT = ("-Wall", "-Wextra", "-Werror", "-Wconversion", "-Wshadow", "-pedantic", "-fno-strict-aliasing")
@@ -53,6 +53,14 @@ def unpack_samples(tensors: list[NativeTensor], data: bytes) -> dict[str, np.nda
     return found
 
 
+def no_room(error: OSError) -> ToolchainError:
+    """The error for a temporary folder that cannot be written."""
+    return ToolchainError(
+        f"the temporary folder {tempfile.gettempdir()} cannot be written ({error.strerror}); make room, or set TMPDIR "
+        "to another folder"
+    )
+
+
 class HostProgram:
     """A compiled model; use it as a context manager, or call `close`.
 
@@ -78,7 +86,10 @@ class HostProgram:
     ) -> None:
         self.project = graph if isinstance(graph, Project) else project(graph)
         self.trace = trace
-        self._folder = tempfile.TemporaryDirectory(prefix="edgemat-mcu-")
+        try:
+            self._folder = tempfile.TemporaryDirectory(prefix="edgemat-mcu-")
+        except OSError as error:
+            raise no_room(error) from error
         self.folder = Path(self._folder.name)
         try:
             write_files(self.project.files(trace=trace, example=False), self.folder)
@@ -92,6 +103,9 @@ class HostProgram:
                 include=[self.folder],
                 flags=["-fno-strict-aliasing", *flags],
             )
+        except OSError as error:
+            self.close()
+            raise no_room(error) from error
         except BaseException:
             self.close()
             raise
@@ -108,7 +122,10 @@ class HostProgram:
         Raises:
             ToolchainError: the program ended with an error.
         """
-        (self.folder / "samples.bin").write_bytes(pack_samples(self.project, codes))
+        try:
+            (self.folder / "samples.bin").write_bytes(pack_samples(self.project, codes))
+        except OSError as error:
+            raise no_room(error) from error
         try:
             done = subprocess.run(
                 [str(self.program), str(self.folder / "samples.bin"), str(self.folder / "results.bin")],

@@ -13,7 +13,8 @@ import numpy as np
 from edgemat.targets.layout import NativeTensor, Network
 from edgemat.targets.mcu.arena import Arena, tensor_bytes
 from edgemat.targets.mcu.sample import sample_codes
-from edgemat.targets.mcu.variants import Variant, c_type, literal
+from edgemat.targets.mcu.storage import c_type, literal
+from edgemat.targets.mcu.variants import Variant
 
 _HEADERS = (
     "edgemat_kernels.h", "edgemat_requantize.h", "edgemat_variant.h", "edgemat_variant_end.h", "edgemat_float.h"
