@@ -146,7 +146,7 @@ def _start(job: dict[str, Any]) -> dict[str, Any]:
     script = Path(__file__).with_name("unicorn_process.py")
     try:
         done = subprocess.run(
-            [sys.executable, "-I", str(script), json.dumps(job)],
+            [sys.executable, "-P", str(script), json.dumps(job)],
             capture_output=True, timeout=_RUN_TIMEOUT_S, check=False,
         )  # fmt: skip
     except (OSError, subprocess.TimeoutExpired) as error:
