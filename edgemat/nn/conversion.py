@@ -59,6 +59,8 @@ class Conversion(Handlers):
         self._check_rules()
         for node in self.old.nodes:
             self.convert(node)
+        for node in self.new.nodes:
+            node.type = None  # an annotation that is a text cannot be pickled
         self.new.lint()
         module = fx.GraphModule(self.root, self.new, f"Quantized{type(self.root).__name__}")
         name_modules(module)

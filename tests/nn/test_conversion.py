@@ -61,6 +61,21 @@ def test_quantised_state_round_trip_restores_formats() -> None:
     assert formats == [str(m.format) for m in twin.modules() if isinstance(m, FixedQuantizer)]
 
 
+def test_a_whole_module_can_be_saved(tmp_path) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 1, 28, 28)
+    module = edgemat.quantize(models.LeNet())
+    edgemat.calibrate(module, [x])
+    y = module.eval()(x)
+    torch.save(module, tmp_path / "module.pt")
+    loaded = torch.load(tmp_path / "module.pt", weights_only=False)
+    assert torch.equal(loaded(x), y)
+    with torch.no_grad():
+        loaded.get_submodule("relu_1").output_quantizer.frac.add_(1)
+    assert not torch.equal(loaded(x), y)
+    assert loaded.get_submodule("fc1").source() is loaded.get_submodule("relu_1").output_quantizer
+
+
 def test_where_quantisers_go() -> None:
     module = edgemat.quantize(models.ResNet8(), edgemat.Recipe(input="fixed<8,1>", activations="fixed<6>"))
     assert module.get_submodule("conv").output_quantizer is None  # its ReLU quantises
