@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The AXI4-Stream element with its side channels, for C simulation where the vendor's header is absent. Never used for
-// synthesis. User, id and destination widths of zero only.
+// The AXI4-Stream element with its side channels, for C simulation where the vendor's header is absent. Never
+// used for synthesis. User, id and destination widths of zero only.
 #ifndef EDGEMAT_SIM_AP_AXI_SDATA_H
 #define EDGEMAT_SIM_AP_AXI_SDATA_H
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Writes every element of every tensor, as little-endian 64-bit codes, to <folder>/<name>.bin. The folder comes from the
-// environment variable EDGEMAT_TRACE_FOLDER. C simulation only.
+// Writes every element of every tensor, as little-endian 64-bit codes, to <folder>/<name>.bin. The folder
+// comes from the environment variable EDGEMAT_TRACE_FOLDER. C simulation only.
 #ifndef EDGEMAT_SIM_TRACE_H
 #define EDGEMAT_SIM_TRACE_H
 

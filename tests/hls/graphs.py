@@ -23,7 +23,12 @@ def graph_of(calls: Sequence[Call], inputs: Sequence[Tensor], outputs: Sequence[
     """What a target sees of a lowered graph."""
     tensors = {t.name: t for t in inputs} | {y.name: y for call in calls for y in call.y}
     return SimpleNamespace(
-        name=name, inputs=[t.name for t in inputs], outputs=list(outputs), nodes=list(calls), tensors=tensors, constants={}
+        name=name,
+        inputs=[t.name for t in inputs],
+        outputs=list(outputs),
+        nodes=list(calls),
+        tensors=tensors,
+        constants={},
     )
 
 

@@ -146,9 +146,7 @@ class ConfigBuilder:
         """The struct, once everything was added."""
         shape = "x".join(map(str, self.y.shape)) or "1"
         comment = f"{self.step.stem} -> {shape} of {self.y.format}"
-        return Config(
-            f"{self.name}_config", comment, tuple(self.types), tuple(self.constants), tuple(self.accessors)
-        )
+        return Config(f"{self.name}_config", comment, tuple(self.types), tuple(self.constants), tuple(self.accessors))
 
     # -- the parts every operator has --------------------------------------------------------------------------
     def element_types(self, operands: Sequence[NativeTensor]) -> None:
@@ -162,7 +160,8 @@ class ConfigBuilder:
         width = signed_width(*final)
         if width > 64:
             raise UnsupportedOpError(
-                f"node {self.step.node!r}: its exact result needs {width} bits, at most 64 are supported; narrow its inputs"
+                f"node {self.step.node!r}: its exact result needs {width} bits, at most 64 are supported; "
+                "narrow its inputs"
             )
         self.typedef("acc_t", f"ap_int<{width}>")
         proven = signed_width(*partial) if self.step.stem in (*DOTS, "matmul", "average_pool") else 64
@@ -173,7 +172,7 @@ class ConfigBuilder:
         bounds = self.step.bounds
         if bounds is not None:
             return bounds.final, bounds.partial
-        tensors = [t for t in (*self.step.inputs, *self.step.outputs)]
+        tensors = (*self.step.inputs, *self.step.outputs)
         whole = min(t.lo for t in tensors), max(t.hi for t in tensors)
         return whole, whole
 
@@ -201,7 +200,6 @@ class ConfigBuilder:
                 self.pick(key, value)
             else:
                 self.constant(key, int(value))
-
 
     def softmax(self) -> None:
         """Softmax has its own rounding of a quotient instead of an epilogue."""
@@ -284,7 +282,8 @@ def common_lanes(extents: Sequence[int], width: int, limit_bits: int, wanted: in
 def _initialiser(values: np.ndarray) -> list[str]:
     if values.ndim == 1:
         numbers = [integer(v) for v in values.tolist()]
-        return [", ".join(numbers[i : i + 20]) + ("," if i + 20 < len(numbers) else "") for i in range(0, len(numbers), 20)]
+        rows = [", ".join(numbers[i : i + 20]) for i in range(0, len(numbers), 20)]
+        return [row + "," for row in rows[:-1]] + rows[-1:]
     lines: list[str] = []
     for i, row in enumerate(values):
         inner = _initialiser(row)

@@ -7,26 +7,14 @@ channel of a dataflow region has one writer and one reader.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-import numpy as np
-
-from edgemat.targets.hls.config import (
-    BINARY,
-    DOTS,
-    HELD,
-    POOLS,
-    UNARY,
-    ConfigBuilder,
-    ConstantArray,
-    average_divisor,
-    code_type,
-    common_lanes,
-)
+from edgemat.targets.hls.calls import CallMaker
+from edgemat.targets.hls.config import BINARY, UNARY, ConstantArray, code_type, common_lanes, constant_array
 from edgemat.targets.hls.depths import fifo_depths
-from edgemat.targets.hls.plan import Plan, folding
-from edgemat.targets.hls.process import BeatConcat, Blocks, Channel, Lockstep, Process, Repeat, Window
+from edgemat.targets.hls.plan import Plan
+from edgemat.targets.hls.process import Channel, Lockstep, Process
 from edgemat.targets.identifiers import identifier
 from edgemat.targets.layout import NativeTensor, Network, Step
 
@@ -162,7 +150,7 @@ class _Builder:
             )
             operands = [x for x in step.inputs if x.values is None] if tied else []
             if step.stem in BINARY and step.params["broadcast"]:
-                operands = self.constant_partner(step)
+                operands = constant_partner(step)
             for x in operands:
                 parent[find(x.name)] = find(step.outputs[0].name)
         extents: dict[str, list[int]] = {}
@@ -180,14 +168,6 @@ class _Builder:
             name: common_lanes(extents[find(name)], widths[find(name)], self.plan.beat_bits, wanted.get(find(name)))
             for name in self.tensors
         }
-
-    @staticmethod
-    def constant_partner(step: Step) -> list[NativeTensor]:
-        """The one variable operand that has the result's shape while the other operand is constant."""
-        variable = [x for x in step.inputs if x.values is None]
-        if len(variable) == 1 and variable[0].size == step.outputs[0].size:
-            return variable
-        return []
 
     # -- channels ----------------------------------------------------------------------------------------------
     def port(self, tensor: NativeTensor, name: str, kind: str) -> Channel:
@@ -220,9 +200,14 @@ class _Builder:
             if self.stream:
                 self.design.processes.append(
                     Process(
-                        f"drain_{channel.name}", f"edgemat::drain<{channel.size}>", (channel.name,), "stream",
-                        (channel,), (), Lockstep(channel.beats, 1, 0),
-                    )  # fmt: skip
+                        f"drain_{channel.name}",
+                        f"edgemat::drain<{channel.size}>",
+                        (channel.name,),
+                        "stream",
+                        (channel,),
+                        (),
+                        Lockstep(channel.beats, 1, 0),
+                    )
                 )
             return
         if not self.design.dataflow and not ports:
@@ -234,10 +219,14 @@ class _Builder:
         targets = (*copies, *ports)
         self.design.processes.append(
             Process(
-                f"clone_{channel.name}", f"edgemat::{function}<{channel.size}>",
-                (channel.name, *(c.name for c in targets)), "stream", (channel,), targets,
+                f"clone_{channel.name}",
+                f"edgemat::{function}<{channel.size}>",
+                (channel.name, *(c.name for c in targets)),
+                "stream",
+                (channel,),
+                targets,
                 Lockstep(channel.beats, 1, len(targets)),
-            )  # fmt: skip
+            )
         )
         self.waiting[root] = copies
 
@@ -247,276 +236,51 @@ class _Builder:
     # -- steps -------------------------------------------------------------------------------------------------
     def step(self, step: Step) -> None:
         name = self.node_names(step.name)
-        builder = ConfigBuilder(step, name)
+        maker = CallMaker(self.plan, step, name, self.design.dataflow)
         constants: dict[int, ConstantArray] = {}
         sources: list[Channel | None] = []
+        streamed = self.stream and not (step.stem in BINARY and constant_partner(step))
         for i, x in enumerate(step.inputs):
-            if x.values is not None:
-                constants[i] = builder.array(f"x{i}", x.values)
-                sources.append(None)
-            else:
+            if x.values is None:
                 sources.append(self.take(x))
+            elif streamed:
+                array = constant_array(f"{name}_x{i}", x.values)
+                sources.append(self.load(x, array, f"{name} x{i}", step))
+            else:
+                constants[i] = maker.builder.array(f"x{i}", x.values)
+                sources.append(None)
         result = self.produced(step.outputs[0])
-        held = self.stream and step.stem not in BINARY
-        if self.stream and (held or not self.constant_partner(step)):
-            for i, array in constants.items():
-                sources[i] = self.load(step.inputs[i], array, f"{name} x{i}", builder)
-        self.fill(builder, step)
-        if self.stream:
-            process = self.stream_process(step, builder, sources, constants, result)
-        else:
-            process = self.array_process(step, builder, sources, constants, result)
-        process.traced = (result,)
-        self.design.processes.append(process)
-        root = self.root(step.outputs[0].name)
-        self.provide(root, result)
+        self.design.processes.append(maker.make(sources, constants, result))
+        self.provide(self.root(step.outputs[0].name), result)
 
-    def load(self, tensor: NativeTensor, array: ConstantArray, name: str, builder: ConfigBuilder) -> Channel:
+    def load(self, tensor: NativeTensor, array: ConstantArray, name: str, step: Step) -> Channel:
         """A process that streams a constant operand, once per sample."""
-        lanes = self.lanes[builder.y.name] if builder.step.stem in BINARY else 1
+        lanes = self.lanes[step.outputs[0].name] if step.stem in BINARY else 1
         extent = tensor.shape[-1] if tensor.shape else 1
         lanes = common_lanes([extent], tensor.format.width, self.plan.beat_bits, lanes)
         channel = Channel(self.names(name), tensor, code_type(tensor.format), lanes)
         self.design.channels.append(channel)
         self.design.processes.append(
             Process(
-                f"load_{channel.name}", f"edgemat::load<{channel.size}>", (f"parameters::{array.name}", channel.name), "stream",
-                (), (channel,), Lockstep(channel.beats, 0, 1), arrays=(array,),
-            )  # fmt: skip
+                f"load_{channel.name}",
+                f"edgemat::load<{channel.size}>",
+                (f"parameters::{array.name}", channel.name),
+                "stream",
+                (),
+                (channel,),
+                Lockstep(channel.beats, 0, 1),
+                arrays=(array,),
+            )
         )
         return channel
 
-    def fill(self, builder: ConfigBuilder, step: Step) -> None:
-        """All members of the config struct but the lanes."""
-        builder.element_types(step.inputs)
-        builder.accumulator()
-        builder.epilogue()
-        p, stem = step.params, step.stem
-        choice = self.plan.node(step.name)
-        self.fold, self.multipliers = 1, 0
-        if stem in DOTS:
-            weight = step.arrays["weight"].reshape(step.arrays["weight"].shape[0], -1)
-            bias = step.arrays.get("bias", np.zeros(len(weight), np.int64))
-            builder.typedef("weight_t", builder.array("weight", weight).element)
-            builder.typedef("bias_t", builder.array("bias", bias.reshape(-1)).element)
-            pe, simd = folding(*weight.shape, choice, step.name)
-            builder.constant("pe", pe)
-            builder.constant("simd", simd)
-            self.fold = (weight.shape[0] // pe) * (weight.shape[1] // simd)
-            self.multipliers = pe * simd
-            builder.parameters(p, ("has_bias", "pad_bottom", "pad_right"))
-        elif stem in POOLS:
-            builder.parameters(p, () if stem == "average_pool" else ("pad_bottom", "pad_right"))
-            if stem == "average_pool":
-                builder.constant("dilation_h", 1)
-                builder.constant("dilation_w", 1)
-                average_divisor(builder)
-        elif stem in UNARY:
-            self.unary(builder, step)
-        elif stem in BINARY:
-            builder.parameters(p)
-            for i, x in enumerate(step.inputs):
-                builder.constant(f"x{i}_size", x.size)
-        elif stem == "concat":
-            builder.parameters(p)
-            builder.constant("total", sum(p["inner"]))
-            builder.constant("y_size", builder.y.size)
-        else:
-            if stem == "softmax":
-                builder.softmax()
-            else:
-                builder.parameters(p)
-            for i, x in enumerate(step.inputs):
-                builder.constant(f"x{i}_size", x.size)
-            builder.constant("y_size", builder.y.size)
-            if stem == "matmul":
-                _, simd = folding(1, p["k"], choice, step.name)
-                builder.constant("simd", simd)
-                self.fold = p["k"] // simd
-                self.multipliers = simd
 
-    def unary(self, builder: ConfigBuilder, step: Step) -> None:
-        builder.parameters(step.params, ("channels", "size", "low", "high", "x_min"))
-        builder.constant("size", builder.y.size)
-        for key in ("low", "high", "x_min"):
-            if key in step.params:
-                builder.constant(key, int(step.params[key]))
-        for key, values in step.arrays.items():
-            builder.look_up(key, values)
-            if key == "slope":
-                builder.constant("slope_count", int(values.size))
-
-    def unroll(self, step: Step) -> int:
-        """Elements per cycle of an element-wise operator on arrays."""
-        y = step.outputs[0]
-        if not self.design.dataflow:
-            return y.size
-        if len(y.shape) > 1:
-            return y.shape[-1]
-        reuse = self.plan.node(step.name).reuse or 1
-        return common_lanes([y.size], 1, y.size, max(1, y.size // reuse))
-
-    def array_process(
-        self,
-        step: Step,
-        builder: ConfigBuilder,
-        sources: Sequence[Channel | None],
-        constants: dict[int, ConstantArray],
-        result: Channel,
-    ) -> Process:
-        operands = [f"parameters::{constants[i].name}" if source is None else source.name for i, source in enumerate(sources)]
-        if step.stem in (*UNARY, *BINARY):
-            builder.constant("unroll", self.unroll(step))
-        arguments: list[str] = [*operands, result.name]
-        if step.stem == "concat":
-            arguments = [result.name, *operands]
-        if step.stem in DOTS:
-            arguments += self.weights(builder)
-        present = [c for c in sources if c is not None]
-        pixels = self.pixels(step)
-        cycles = pixels * self.fold
-        if step.stem in (*UNARY, *BINARY):
-            cycles = builder.y.size // self.unroll(step)
-        elif step.stem in (*HELD, "concat"):
-            cycles = builder.y.size
-        pattern = Blocks((0,) * len(present), 0, 1, cycles)
-        return self.process(step, builder, step.stem, arguments, present, result, pattern)
-
-    def stream_process(
-        self,
-        step: Step,
-        builder: ConfigBuilder,
-        sources: Sequence[Channel | None],
-        constants: dict[int, ConstantArray],
-        result: Channel,
-    ) -> Process:
-        stem, p = step.stem, step.params
-        present = [c for c in sources if c is not None]
-        for i, source in enumerate(sources):
-            if source is not None:
-                builder.constant(f"x{i}_lanes", source.lanes)
-        builder.constant("y_lanes", result.lanes)
-        arguments = [*(c.name for c in present), result.name]
-        function = f"{stem}_stream"
-        pattern: Blocks | Lockstep | Window | BeatConcat | Repeat
-        if stem == "linear":
-            arguments += self.weights(builder)
-            reads, writes = p["in_features"] // present[0].lanes, p["out_features"] // result.lanes
-            pattern = Blocks((reads,), writes, p["rows"], self.fold)
-        elif stem == "conv" or stem in POOLS:
-            if stem == "conv":
-                arguments += self.weights(builder)
-            pattern = self.window(step, present[0], result)
-        elif stem in UNARY:
-            pattern = Lockstep(result.beats)
-        elif stem in BINARY:
-            if len(present) == 1:
-                position = next(i for i, c in enumerate(sources) if c is not None)
-                constant = constants[1 - position]
-                function = f"{stem}_constant_stream"
-                arguments = [present[0].name, f"parameters::{constant.name}", result.name]
-                pattern = Lockstep(result.beats)
-                return self.process(
-                    step, builder, function, arguments, present, result, pattern, template=f", {position}"
-                )
-            if p["broadcast"]:
-                function = f"{stem}_held_stream"
-                builder.constant("unroll", result.lanes)
-                pattern = Blocks((present[0].beats, present[1].beats), result.beats, 1, result.beats)
-            else:
-                pattern = Lockstep(result.beats, 2)
-        elif stem == "concat":
-            arguments = [result.name, *(c.name for c in present)]
-            inner = tuple(n // c.lanes for n, c in zip(p["inner"], present, strict=True))
-            if all(c.lanes == result.lanes for c in present):
-                function = "concat_beats_stream"
-                pattern = BeatConcat(inner, p["outer"])
-            else:
-                pattern = Blocks(inner, sum(p["inner"]) // result.lanes, p["outer"], 1)
-        elif stem == "upsample":
-            pattern = Repeat(p["in_h"], p["in_w"], p["in_c"] // result.lanes, p["scale_h"], p["scale_w"])
-        else:
-            if stem == "conv_transpose":
-                arguments += self.weights(builder)
-            compute = self.pixels(step) * self.fold if stem in ("conv_transpose", "matmul") else result.size
-            pattern = Blocks(tuple(c.beats for c in present), result.beats, 1, compute)
-        return self.process(step, builder, function, arguments, present, result, pattern)
-
-    def process(
-        self,
-        step: Step,
-        builder: ConfigBuilder,
-        function: str,
-        arguments: Sequence[str],
-        sources: Sequence[Channel],
-        result: Channel,
-        pattern: Blocks | Lockstep | Window | BeatConcat | Repeat,
-        template: str = "",
-    ) -> Process:
-        config = builder.build()
-        macs = self.pixels(step) * self.fold * self.multipliers if step.stem in (*DOTS, "matmul") else 0
-        multipliers = self.multipliers if step.stem in (*DOTS, "matmul") else 0
-        if step.stem in ("mul", "affine", "prelu"):
-            multipliers = result.lanes if self.stream else self.unroll(step)
-            macs = builder.y.size
-        return Process(
-            builder.name,
-            f"edgemat::{function}<parameters::{config.name}{template}>",
-            tuple(arguments),
-            step.stem,
-            tuple(sources),
-            (result,),
-            pattern,
-            step,
-            config,
-            tuple(builder.arrays.values()),
-            multipliers,
-            macs,
-            self.buffer_bits(step, pattern) if self.stream else 0,
-        )
-
-    @staticmethod
-    def weights(builder: ConfigBuilder) -> list[str]:
-        return [f"parameters::{builder.arrays[key].name}" for key in ("weight", "bias")]
-
-    def window(self, step: Step, source: Channel, result: Channel) -> Window | Blocks:
-        p = step.params
-        dilation_h, dilation_w = p.get("dilation_h", 1), p.get("dilation_w", 1)
-        reads, writes = p["in_c"] // source.lanes, self.y_channels(step) // result.lanes
-        covers = p["kernel_h"] >= p["pad_top"] + p["in_h"] and p["kernel_w"] >= p["pad_left"] + p["in_w"]
-        if step.stem in POOLS and p["out_h"] * p["out_w"] == 1 and dilation_h == dilation_w == 1 and covers:
-            return Blocks((reads * p["in_h"] * p["in_w"],), writes, 1, 1)
-        return Window(
-            p["in_h"], p["in_w"], p["out_h"], p["out_w"],
-            (p["kernel_h"] - 1) * dilation_h + 1, (p["kernel_w"] - 1) * dilation_w + 1,
-            p["stride_h"], p["stride_w"], p["pad_top"], p["pad_left"], reads, writes, self.fold,
-        )  # fmt: skip
-
-    @staticmethod
-    def y_channels(step: Step) -> int:
-        return step.params["out_c"] if "out_c" in step.params else step.params["in_c"]
-
-    @staticmethod
-    def pixels(step: Step) -> int:
-        """Times the folded sum of a step runs per sample."""
-        p = step.params
-        if step.stem == "matmul":
-            return p["batch"] * p["m"] * p["n"]
-        return p["out_h"] * p["out_w"] if "out_h" in p else p.get("rows", 1)
-
-    @staticmethod
-    def buffer_bits(step: Step, pattern: Blocks | Lockstep | Window | BeatConcat | Repeat) -> int:
-        """Bits of line buffers, or of the samples a process holds."""
-        p = step.params
-        if isinstance(pattern, Window):
-            lines = (pattern.extent_h - 1) * pattern.in_w + pattern.extent_h * pattern.extent_w
-            return lines * p["in_c"] * step.inputs[0].format.width
-        if isinstance(pattern, Repeat):
-            return p["in_w"] * p["in_c"] * step.inputs[0].format.width
-        if isinstance(pattern, Blocks):
-            tensors = [*step.inputs, *step.outputs]
-            return sum(t.size * t.format.width for t in tensors) // pattern.repeat
-        return 0
+def constant_partner(step: Step) -> list[NativeTensor]:
+    """The one variable operand that has the result's shape while the other operand is constant."""
+    variable = [x for x in step.inputs if x.values is None]
+    if len(variable) == 1 and variable[0].size == step.outputs[0].size:
+        return variable
+    return []
 
 
 class Fresh:

@@ -73,9 +73,12 @@ class Simulation:
             macros["EDGEMAT_THREADS"] = None
         try:
             write_files(self.project.files(vectors=False), self.folder)
+            # One translation unit: the headers are read once.
+            unit = self.folder / "simulation.cpp"
+            unit.write_text(f'#include "{self.project.top}.cpp"\n#include "testbench.cpp"\n', encoding="utf-8")
             self.program = toolchain.compile(
                 compiler,
-                [self.folder / f"{self.project.top}.cpp", self.folder / "testbench.cpp"],
+                [unit],
                 self.folder / "testbench",
                 standard=standard,
                 optimize=optimize,

@@ -12,7 +12,6 @@ namespace edgemat {
 
 template <class C>
 void arg_max(const typename C::x0_t x[C::x0_size], typename C::y_t y[C::y_size]) {
-each_result:
     for (int o = 0; o < C::outer; o++) {
         for (int i = 0; i < C::inner; i++) {
             typename C::x0_t best = x[o * C::axis_size * C::inner + i];

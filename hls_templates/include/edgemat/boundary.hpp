@@ -9,8 +9,8 @@
 
 namespace edgemat {
 
-// code = overflow(round(value * 2**frac_bits)); false where there is none: NaN, or an infinity under WRAP. Scaling a
-// float32 by a power of two is exact in a double.
+// code = overflow(round(value * 2**frac_bits)); false where there is none: NaN, or an infinity under WRAP.
+// Scaling a float32 by a power of two is exact in a double.
 template <int ROUNDING, int OVERFLOW, class T>
 bool quantize_code(float value, int frac_bits, T& code) {
     if (std::isnan(value) || (OVERFLOW == WRAP && std::isinf(value))) return false;
@@ -42,7 +42,8 @@ bool quantize_code(float value, int frac_bits, T& code) {
         code = T((ap_int<traits::width + 2>(1) << magnitude) - 1);
     } else if (under) {
         const ap_int<traits::width + 2> lowest = -(ap_int<traits::width + 2>(1) << magnitude);
-        code = traits::is_signed ? T(OVERFLOW == SAT_SYM ? ap_int<traits::width + 2>(lowest + 1) : lowest) : T(0);
+        code = traits::is_signed ? T(OVERFLOW == SAT_SYM ? ap_int<traits::width + 2>(lowest + 1) : lowest)
+                                 : T(0);
     } else {
         code = T(static_cast<long long>(rounded));
     }

@@ -15,7 +15,6 @@ void concat_arrays(typename C::y_t*, int) {}
 template <class C, int K, class X, class... Rest>
 void concat_arrays(typename C::y_t* y, int offset, const X* x, const Rest*... rest) {
 #pragma HLS INLINE
-each_step:
     for (int o = 0; o < C::outer; o++) {
         for (int i = 0; i < C::inner(K); i++) {
 #pragma HLS PIPELINE II = 1
@@ -49,7 +48,6 @@ template <class C, class... X>
 void concat_stream(hls::stream<vec<typename C::y_t, C::y_lanes> >& y, X&... x) {
     typename C::acc_t joined[C::total];
     typename C::y_t results[C::total];
-each_step:
     for (int o = 0; o < C::outer; o++) {
         concat_step<C, 0>(joined, x...);
         for (int i = 0; i < C::total; i++) {
@@ -81,7 +79,6 @@ void concat_beats_step(hls::stream<vec<typename C::y_t, C::y_lanes> >& y, int in
 // All streams have the same lanes: beats pass through without being held.
 template <class C, class... X>
 void concat_beats_stream(hls::stream<vec<typename C::y_t, C::y_lanes> >& y, X&... x) {
-each_step:
     for (int o = 0; o < C::outer; o++) {
         concat_beats_step<C, 0>(y, o * C::total, x...);
     }

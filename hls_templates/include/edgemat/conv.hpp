@@ -22,9 +22,7 @@ void conv(const typename C::x0_t x[C::in_h * C::in_w * C::in_c],
     typename C::y_t pixel[C::out_c];
 #pragma HLS ARRAY_PARTITION variable = taps type = complete
 #pragma HLS ARRAY_PARTITION variable = pixel type = complete
-each_row:
     for (int row = 0; row < C::out_h; row++) {
-    each_col:
         for (int col = 0; col < C::out_w; col++) {
             gather_taps<C>(x, row, col, typename C::x0_t(0), taps);
             dot<C, C::out_c, S::taps / C::groups, C::in_c, C::groups>(taps, weight, bias, pixel);
@@ -53,9 +51,7 @@ void conv_stream(hls::stream<vec<typename C::x0_t, C::x0_lanes> >& x,
 #pragma HLS ARRAY_PARTITION variable = pixel type = complete
 #pragma HLS ARRAY_PARTITION variable = taps type = complete
 #pragma HLS ARRAY_PARTITION variable = results type = complete
-each_row:
     for (int row = 0; row < S::rows; row++) {
-    each_col:
         for (int col = 0; col < S::cols; col++) {
             for (int c = 0; c < C::in_c; c++) {
 #pragma HLS UNROLL

@@ -20,9 +20,7 @@ void conv_transpose(
     typename C::y_t pixel[C::out_c];
 #pragma HLS ARRAY_PARTITION variable = taps type = complete
 #pragma HLS ARRAY_PARTITION variable = pixel type = complete
-each_row:
     for (int row = 0; row < C::out_h; row++) {
-    each_col:
         for (int col = 0; col < C::out_w; col++) {
             for (int h = 0; h < C::kernel_h; h++) {
 #pragma HLS UNROLL

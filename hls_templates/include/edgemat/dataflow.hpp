@@ -21,7 +21,8 @@
 
 #endif
 
-// With EDGEMAT_TRACE the C simulation writes the codes of every tensor to files (edgemat_trace.h beside the stream shim).
+// With EDGEMAT_TRACE the C simulation writes the codes of every tensor to files (edgemat_trace.h beside the
+// stream shim).
 #if defined(EDGEMAT_TRACE) && !defined(__SYNTHESIS__)
 #include <edgemat_trace.h>
 #define EDGEMAT_TRACE_ARRAY(name, array, size) edgemat::sim::trace_array(name, array, size)

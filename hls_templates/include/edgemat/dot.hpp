@@ -38,9 +38,7 @@ void dot(const typename C::x0_t taps[DEPTH * GROUPS], const typename C::weight_t
     const int group_outputs = OUTPUTS / GROUPS;
     typename C::sum_t partial[C::pe];
 #pragma HLS ARRAY_PARTITION variable = partial type = complete
-output_fold:
     for (int first = 0; first < OUTPUTS; first += C::pe) {
-    input_fold:
         for (int start = 0; start < DEPTH; start += C::simd) {
 #pragma HLS PIPELINE II = 1
             for (int p = 0; p < C::pe; p++) {

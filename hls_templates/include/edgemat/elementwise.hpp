@@ -15,7 +15,6 @@ namespace edgemat {
 template <class C, class F>
 void map_array(const typename C::x0_t x[C::size], typename C::y_t y[C::size]) {
 #pragma HLS INLINE
-elements:
     for (int first = 0; first < C::size; first += C::unroll) {
 #pragma HLS PIPELINE II = 1
         for (int u = 0; u < C::unroll; u++) {
@@ -31,7 +30,6 @@ void map_stream(hls::stream<vec<typename C::x0_t, C::x0_lanes> >& x,
                 hls::stream<vec<typename C::y_t, C::y_lanes> >& y) {
 #pragma HLS INLINE
     static_assert(C::x0_lanes == C::y_lanes, "an element-wise operator keeps the lanes of its stream");
-beats:
     for (int first = 0; first < C::size; first += C::x0_lanes) {
 #pragma HLS PIPELINE II = 1
         const vec<typename C::x0_t, C::x0_lanes> in = x.read();
@@ -65,7 +63,6 @@ int operand_index(int index) {
 template <class C, class F, class X0, class X1>
 void map_arrays(const X0* x0, const X1* x1, typename C::y_t y[C::size]) {
 #pragma HLS INLINE
-elements:
     for (int first = 0; first < C::size; first += C::unroll) {
 #pragma HLS PIPELINE II = 1
         for (int u = 0; u < C::unroll; u++) {
@@ -84,7 +81,6 @@ void map_streams(hls::stream<vec<typename C::x0_t, C::x0_lanes> >& x0,
 #pragma HLS INLINE
     static_assert(C::x0_lanes == C::y_lanes && C::x1_lanes == C::y_lanes,
                   "a join needs equal lanes on all sides");
-beats:
     for (int first = 0; first < C::size; first += C::y_lanes) {
 #pragma HLS PIPELINE II = 1
         const vec<typename C::x0_t, C::x0_lanes> a = x0.read();
@@ -104,7 +100,6 @@ void map_constant(hls::stream<vec<T, LANES> >& x, const X* constant,
                   hls::stream<vec<typename C::y_t, C::y_lanes> >& y) {
 #pragma HLS INLINE
     static_assert(LANES == C::y_lanes, "an element-wise operator keeps the lanes of its stream");
-beats:
     for (int first = 0; first < C::size; first += LANES) {
 #pragma HLS PIPELINE II = 1
         const vec<T, LANES> in = x.read();

@@ -18,7 +18,6 @@ void linear(const typename C::x0_t x[C::rows * C::in_features], typename C::y_t 
     typename C::y_t results[C::out_features];
 #pragma HLS ARRAY_PARTITION variable = taps type = cyclic factor = C::simd
 #pragma HLS ARRAY_PARTITION variable = results type = cyclic factor = C::pe
-each_row:
     for (int row = 0; row < C::rows; row++) {
         for (int i = 0; i < C::in_features; i++) {
 #pragma HLS UNROLL factor = C::simd
@@ -41,7 +40,6 @@ void linear_stream(hls::stream<vec<typename C::x0_t, C::x0_lanes> >& x,
     typename C::y_t results[C::out_features];
 #pragma HLS ARRAY_PARTITION variable = taps type = cyclic factor = C::simd
 #pragma HLS ARRAY_PARTITION variable = results type = cyclic factor = C::pe
-each_row:
     for (int row = 0; row < C::rows; row++) {
         read_elements<C::in_features>(x, taps);
         dot<C, C::out_features, C::in_features, C::in_features, 1>(taps, weight, bias, results);

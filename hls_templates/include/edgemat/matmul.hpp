@@ -12,7 +12,6 @@ namespace edgemat {
 
 template <class C, class X0, class X1>
 void matmul(const X0* x0, const X1* x1, typename C::y_t y[C::y_size]) {
-each_batch:
     for (int b = 0; b < C::batch; b++) {
         for (int i = 0; i < C::m; i++) {
             for (int j = 0; j < C::n; j++) {

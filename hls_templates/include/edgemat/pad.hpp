@@ -13,7 +13,6 @@ namespace edgemat {
 template <class C>
 void pad(const typename C::x0_t x[C::x0_size], typename C::y_t y[C::y_size]) {
     int i = 0;
-each_output:
     for (int a = -C::before(0); a < C::in_dims(0) + C::after(0); a++) {
         for (int b = -C::before(1); b < C::in_dims(1) + C::after(1); b++) {
             for (int c = -C::before(2); c < C::in_dims(2) + C::after(2); c++) {

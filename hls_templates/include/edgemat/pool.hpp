@@ -16,9 +16,7 @@ void pool_array(const typename C::x0_t x[C::in_h * C::in_w * C::in_c],
 #pragma HLS INLINE
     typename C::x0_t taps[window_shape<C>::taps];
 #pragma HLS ARRAY_PARTITION variable = taps type = complete
-each_row:
     for (int row = 0; row < C::out_h; row++) {
-    each_col:
         for (int col = 0; col < C::out_w; col++) {
 #pragma HLS PIPELINE II = 1
             gather_taps<C>(x, row, col, F::fill(), taps);
@@ -52,9 +50,7 @@ struct streaming_pool {
 #pragma HLS ARRAY_PARTITION variable = pixel type = complete
 #pragma HLS ARRAY_PARTITION variable = taps type = complete
 #pragma HLS ARRAY_PARTITION variable = results type = complete
-    each_row:
         for (int row = 0; row < S::rows; row++) {
-        each_col:
             for (int col = 0; col < S::cols; col++) {
                 for (int c = 0; c < C::in_c; c++) {
 #pragma HLS UNROLL
@@ -97,7 +93,6 @@ struct streaming_pool<C, F, true> {
 #pragma HLS UNROLL
             state[c] = F::start();
         }
-    each_pixel:
         for (int i = 0; i < C::in_h * C::in_w; i++) {
             read_elements<C::in_c>(x, pixel);
             for (int c = 0; c < C::in_c; c++) {

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// Softmax along one axis: e = exp_table[max - x], y = overflow(round((e << frac_bits) / sum(e))), one rounding.
+// Softmax along one axis: e = exp_table[max - x], y = overflow(round((e << frac_bits) / sum(e))), one
+// rounding.
 //
-// C: outer, axis_size, inner, frac_bits, exp_width (bits of a table entry), rounding, overflow, exp_table(index);
+// C: outer, axis_size, inner, frac_bits, exp_width (bits of a table entry), rounding, overflow,
+// exp_table(index);
 //    x0_size, y_size.
 #ifndef EDGEMAT_SOFTMAX_HPP
 #define EDGEMAT_SOFTMAX_HPP
@@ -17,7 +19,6 @@ void softmax(const typename C::x0_t x[C::x0_size], typename C::y_t y[C::y_size])
     typedef typename carrier<numerator_width>::type numerator_t;
     typedef typename carrier<code_traits<typename C::acc_t>::width + 2>::type divisor_t;
     numerator_t exponential[C::axis_size];
-each_row:
     for (int o = 0; o < C::outer; o++) {
         for (int i = 0; i < C::inner; i++) {
             const int base = o * C::axis_size * C::inner + i;
@@ -30,7 +31,8 @@ each_row:
             divisor_t total = 0;
             for (int a = 0; a < C::axis_size; a++) {
 #pragma HLS PIPELINE II = 1
-                const int distance = static_cast<int>(operand(best)) - static_cast<int>(operand(x[base + a * C::inner]));
+                const int distance =
+                    static_cast<int>(operand(best)) - static_cast<int>(operand(x[base + a * C::inner]));
                 exponential[a] = C::exp_table(distance);
                 total += divisor_t(exponential[a]);
             }

@@ -14,7 +14,6 @@ template <int COUNT, class T, int LANES>
 void read_elements(hls::stream<vec<T, LANES> >& source, T* elements) {
 #pragma HLS INLINE
     static_assert(COUNT % LANES == 0, "a stream's lanes must divide the elements read at a time");
-read_beats:
     for (int first = 0; first < COUNT; first += LANES) {
 #pragma HLS PIPELINE II = 1
         const vec<T, LANES> beat = source.read();
@@ -30,7 +29,6 @@ template <int COUNT, class T, int LANES>
 void write_elements(const T* elements, hls::stream<vec<T, LANES> >& sink) {
 #pragma HLS INLINE
     static_assert(COUNT % LANES == 0, "a stream's lanes must divide the elements written at a time");
-write_beats:
     for (int first = 0; first < COUNT; first += LANES) {
 #pragma HLS PIPELINE II = 1
         vec<T, LANES> beat;
@@ -46,7 +44,6 @@ write_beats:
 template <int SIZE, class X, class T, int LANES>
 void load(const X* elements, hls::stream<vec<T, LANES> >& sink) {
     static_assert(SIZE % LANES == 0, "a stream's lanes must divide the elements written to it");
-load_beats:
     for (int first = 0; first < SIZE; first += LANES) {
 #pragma HLS PIPELINE II = 1
         vec<T, LANES> beat;
@@ -68,7 +65,6 @@ void store(hls::stream<vec<T, LANES> >& source, T elements[SIZE]) {
 // taken.
 template <int SIZE, class T, int LANES, class... Sinks>
 void clone(hls::stream<vec<T, LANES> >& source, Sinks&... sinks) {
-copy_beats:
     for (int first = 0; first < SIZE; first += LANES) {
 #pragma HLS PIPELINE II = 1
         const vec<T, LANES> beat = source.read();
@@ -80,7 +76,6 @@ copy_beats:
 // Dataflow process: take a tensor that nothing reads.
 template <int SIZE, class T, int LANES>
 void drain(hls::stream<vec<T, LANES> >& source) {
-drop_beats:
     for (int first = 0; first < SIZE; first += LANES) {
 #pragma HLS PIPELINE II = 1
         source.read();
@@ -90,7 +85,6 @@ drop_beats:
 // The clone of arrays between the processes of a dataflow region.
 template <int SIZE, class T, class... Sinks>
 void clone_array(const T* source, Sinks*... sinks) {
-copy_elements:
     for (int i = 0; i < SIZE; i++) {
 #pragma HLS PIPELINE II = 1
         const T code = source[i];

@@ -114,7 +114,8 @@ inline int main(int count, char** arguments, int input_size, int output_size, ru
         if (wrong++ < 10) {
             std::printf("sample %lu, element %lu: found %lld, expected %lld\n",
                         static_cast<unsigned long>(i / static_cast<std::size_t>(output_size)),
-                        static_cast<unsigned long>(i % static_cast<std::size_t>(output_size)), outputs[i], expected[i]);
+                        static_cast<unsigned long>(i % static_cast<std::size_t>(output_size)), outputs[i],
+                        expected[i]);
         }
     }
     std::printf("%d samples, %lu codes: %s\n", samples, static_cast<unsigned long>(outputs.size()),

@@ -14,7 +14,6 @@ namespace edgemat {
 template <class C>
 void transpose(const typename C::x0_t x[C::x0_size], typename C::y_t y[C::y_size]) {
     int i = 0;
-each_output:
     for (int a = 0; a < C::dims(0); a++) {
         for (int b = 0; b < C::dims(1); b++) {
             for (int c = 0; c < C::dims(2); c++) {

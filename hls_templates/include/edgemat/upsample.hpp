@@ -12,9 +12,7 @@ namespace edgemat {
 
 template <class C>
 void upsample(const typename C::x0_t x[C::x0_size], typename C::y_t y[C::y_size]) {
-each_row:
     for (int row = 0; row < C::in_h * C::scale_h; row++) {
-    each_col:
         for (int col = 0; col < C::in_w * C::scale_w; col++) {
 #pragma HLS PIPELINE II = 1
             const int from = ((row / C::scale_h) * C::in_w + col / C::scale_w) * C::in_c;
@@ -33,9 +31,7 @@ void upsample_stream(hls::stream<vec<typename C::x0_t, C::x0_lanes> >& x,
                      hls::stream<vec<typename C::y_t, C::y_lanes> >& y) {
     static_assert(C::x0_lanes == C::y_lanes, "an upsampling keeps the lanes of its stream");
     vec<typename C::x0_t, C::x0_lanes> line[C::in_w * C::in_c / C::x0_lanes];
-each_row:
     for (int row = 0; row < C::in_h * C::scale_h; row++) {
-    each_col:
         for (int col = 0; col < C::in_w * C::scale_w; col++) {
             for (int b = 0; b < C::in_c / C::x0_lanes; b++) {
 #pragma HLS PIPELINE II = 1

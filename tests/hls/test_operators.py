@@ -1,0 +1,112 @@
+"""Every operator template against the reference of its dossier, on all of the dossier's cases, in both io modes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from edgemat.ops import OPS
+from edgemat.targets.hls import Plan, Simulation, project
+from edgemat.targets.hls.config import STEMS
+from edgemat.targets.hls.simulation import SANITIZE, STRICT
+
+from .graphs import side_by_side
+
+TEMPLATES = [op for op in OPS if op.stem in STEMS]
+PER_PROGRAM = 60
+SMALL_ARRAY = 300
+
+
+def differing(found, expected, calls):
+    return [call.name for i, call in enumerate(calls) if not np.array_equal(found[f"y{i}"], expected[f"y{i}"])]
+
+
+def test_every_operator_has_a_template_or_needs_none():
+    without = {op.stem for op in OPS} - set(STEMS)
+    assert without == {"quantize", "dequantize", "constant", "reshape"}
+
+
+@pytest.mark.parametrize("io", ["parallel", "stream"])
+@pytest.mark.parametrize("op", TEMPLATES, ids=lambda op: op.stem)
+def test_equals_the_reference(compiler, op, io):
+    cases = op.cases()
+    assert cases
+    for start in range(0, len(cases), PER_PROGRAM):
+        calls = cases[start : start + PER_PROGRAM]
+        graph, codes, expected = side_by_side(calls)
+        with Simulation(graph, Plan(io=io, reuse=3), compiler=compiler, optimize="0") as simulation:
+            assert differing(simulation.run(codes), expected, calls) == []
+
+
+def small_cases(count):
+    """A few cases of every operator, without large constant arrays."""
+    for op in TEMPLATES:
+        small = [c for c in op.cases() if all(a.size <= SMALL_ARRAY for a in op.native(c).arrays.values())]
+        yield from small[-count:]
+
+
+@pytest.mark.parametrize("io", ["parallel", "stream"])
+def test_hardware_types_give_the_same(compiler, io):
+    calls = list(small_cases(2))
+    graph, codes, expected = side_by_side(calls)
+    defines = {"EDGEMAT_HARDWARE_TYPES": None}
+    with Simulation(graph, Plan(io=io), compiler=compiler, optimize="0", defines=defines) as simulation:
+        assert differing(simulation.run(codes), expected, calls) == []
+
+
+@pytest.mark.parametrize("io", ["parallel", "stream"])
+def test_warnings_and_sanitizers_stay_silent(compiler, io):
+    if compiler.name == "zig":
+        pytest.skip("zig ships no AddressSanitizer runtime; install g++ (make toolchains)")
+    calls = list(small_cases(2))
+    graph, codes, expected = side_by_side(calls)
+    options = {"compiler": compiler, "standard": "c++20", "optimize": "1"}
+    with Simulation(graph, Plan(io=io), flags=(*STRICT, *SANITIZE), **options) as simulation:
+        assert differing(simulation.run(codes), expected, calls) == []
+
+
+def test_cpp14_without_warnings(compiler):
+    graph, _, _ = side_by_side(list(small_cases(1)))
+    for io in ("parallel", "stream"):
+        Simulation(graph, Plan(io=io), compiler=compiler, flags=(*STRICT, "-pedantic"), optimize="0").close()
+
+
+class Mutated:
+    """A project with one text of one file replaced."""
+
+    def __init__(self, made, file, old, new):
+        self.made, self.change = made, (file, old, new)
+        self.design, self.top, self.trace_channels = made.design, made.top, made.trace_channels
+
+    def files(self, *, vectors=True):
+        found = self.made.files(vectors=vectors)
+        file, old, new = self.change
+        assert old.encode() in found[file]
+        found[file] = found[file].replace(old.encode(), new.encode(), 1)
+        return found
+
+
+MUTATIONS = {
+    "rounding": ("parameters.hpp", "rounding = edgemat::RND;", "rounding = edgemat::RND_CONV;"),
+    "overflow": ("parameters.hpp", "overflow = edgemat::SAT;", "overflow = edgemat::WRAP;"),
+    "shift": ("parameters.hpp", "return 4;", "return 3;"),
+    "weight": ("parameters.hpp", "{-", "{1-"),
+}
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS)
+@pytest.mark.parametrize("io", ["parallel", "stream"])
+def test_a_mutation_is_noticed(compiler, monkeypatch, mutation, io):
+    linear = next(op for op in OPS if op.stem == "linear")
+    call = next(c for c in linear.cases() if c.name == "b3x7_fixed<8,3>_fixed<8,4>")
+    graph, codes, expected = side_by_side([call])
+    made = project(graph, Plan(io=io))
+    text = made.files(vectors=False)["parameters.hpp"].decode()
+    file, old, new = MUTATIONS[mutation]
+    if mutation == "shift":
+        shift = call.epilogue.shift[0]
+        old, new = f"return {shift};", f"return {shift - 1};"
+    assert old in text
+    monkeypatch.setattr("edgemat.targets.hls.simulation.Project", Mutated)
+    with Simulation(Mutated(made, file, old, new), compiler=compiler, optimize="0") as simulation:
+        assert differing(simulation.run(codes), expected, [call]) == [call.name]

@@ -1,0 +1,42 @@
+"""The template library's Requantize against the conversions of ap_fixed and of SystemC's sc_fixed."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from edgemat.targets import toolchain
+from edgemat.targets.apheaders import require_ap_headers
+from edgemat.targets.hls.project import library
+
+SOURCE = Path(__file__).with_name("rounding.cpp")
+
+
+def build(compiler: toolchain.Compiler, folder: Path, **defines: None) -> subprocess.CompletedProcess[bytes]:
+    program = toolchain.compile(
+        compiler,
+        [SOURCE],
+        folder / "rounding",
+        standard="c++14",
+        optimize="0",
+        include=[Path(str(library())) / "include"],
+        system_include=[require_ap_headers()],
+        defines=defines,
+        flags=[*compiler.ap_flags, "-Wno-unknown-pragmas"],
+    )
+    return subprocess.run([str(program)], capture_output=True, check=False, timeout=300)
+
+
+@pytest.mark.parametrize("defines", [{}, {"EDGEMAT_HARDWARE_TYPES": None}], ids=["native", "hardware types"])
+def test_every_code_equals_ap_fixed(compiler, tmp_path, defines):
+    done = build(compiler, tmp_path, **defines)
+    assert done.returncode == 0, done.stdout.decode()
+    assert int(done.stdout.split()[-4]) > 80_000
+
+
+def test_another_rounding_mode_is_noticed(compiler, tmp_path):
+    done = build(compiler, tmp_path, MUTATED=None)
+    assert done.returncode == 1
+    assert b", 0 wrong" not in done.stdout
