@@ -341,6 +341,9 @@ class Op(ABC):
         low, high = self.arity
         if not low <= len(call.x) <= high:
             raise call.refuse(f"{len(call.x)} inputs", f"expected {low} to {high}")
+        for index, tensor in enumerate(call.x):
+            if tensor.format.per_channel and not self.keeps_channels and index not in call.constants:
+                raise call.refuse(f"an input of {tensor.format}", "expected one binary point; requantise it first")
 
     # -- meaning --------------------------------------------------------------------------------------------------
     @abstractmethod
@@ -412,7 +415,7 @@ def emit_requantize(
     shifts = formats.channel_array(shift, ndim, axis)
     largest, smallest = max(shift), min(shift)
     reach = max(abs(lo), abs(hi)) + (1 << max(largest, 0))
-    reach = max(reach, max(abs(lo), abs(hi)) << max(-smallest, 0), 1 << min(target.width, 62))
+    reach = max(reach, max(abs(lo), abs(hi), 1) << max(-smallest, 0), 1 << min(target.width, 62))
     ends = np.array([lo, hi], dtype=object)
     rounded = [formats.round_shift(ends, s, target.rounding) for s in set(shift)]
     low, high = min(int(r[0]) for r in rounded), max(int(r[1]) for r in rounded)
@@ -423,7 +426,8 @@ def emit_requantize(
             value = body.scale(value, np.ldexp(1.0, -shifts))
             value = body.round(value, target.rounding)
         return body.overflow(value, target, low, high)
-    if max(abs(low), abs(high)) >= 1 << 62 or -smallest > 62 or largest > 62:
+    wraps = target.overflow == "WRAP" and target.width > 62 and not target.holds(low, high)
+    if max(abs(low), abs(high)) >= 1 << 62 or -smallest > 61 or largest > 61 or wraps:
         raise FormatError(
             f"requantising codes {lo} to {hi} to {target} needs more than 63 bits, expected less; narrow the formats"
         )

@@ -11,7 +11,7 @@ import numpy as np
 
 from edgemat.body import Body, Coded
 from edgemat.formats import accumulator, uniform
-from edgemat.op import Attr, Bounds, Call, Cost, Native, Op, Result
+from edgemat.op import MAX_ELEMENTS, Attr, Bounds, Call, Cost, Native, Op, Result
 from edgemat.ops.accumulation import emit_bias, emit_limb_products, exact_matmul, sum_bounds, windows
 from edgemat.ops.cases import constant, random_codes, tensor
 from edgemat.ops.linear import check_bias_grid, check_weights, weight_fracs
@@ -51,9 +51,12 @@ def window_params(call: Call, kernel: tuple[int, ...]) -> dict[str, int | tuple[
 def check_geometry(call: Call, rank: int, keys: tuple[str, ...] = ("strides", "dilations")) -> None:
     """Refuses strides, dilations or pads of the wrong length or sign."""
     for key in keys:
-        if len(call.attrs[key]) != rank or min(call.attrs[key]) < 1:
+        if len(call.attrs[key]) != rank or not 1 <= min(call.attrs[key]) <= max(call.attrs[key]) < MAX_ELEMENTS:
             raise call.refuse(f"{key} {call.attrs[key]}", f"expected {rank} positive integers")
-    if len(call.attrs["pads"]) != 2 * rank or min(call.attrs["pads"]) < 0:
+    if (
+        len(call.attrs["pads"]) != 2 * rank
+        or not 0 <= min(call.attrs["pads"]) <= max(call.attrs["pads"]) < MAX_ELEMENTS
+    ):
         raise call.refuse(f"pads {call.attrs['pads']}", f"expected {2 * rank} integers of at least 0")
 
 

@@ -40,6 +40,11 @@ def check_weights(call: Call, biased: bool) -> None:
     bias = call.constant(2)
     if bias is None:
         raise call.refuse("its bias is not an initializer", "only constant biases can be deployed")
+    outputs = codes.shape[0]
+    if call.op.name == "ConvTranspose":
+        outputs = codes.shape[1] * call.attrs["groups"] if codes.ndim > 1 else 0
+    if bias.shape != (outputs,):
+        raise call.refuse(f"a bias of shape {bias.shape} for {outputs} outputs", "expected one code per output")
     if int(bias.min()) < -(1 << 31) or int(bias.max()) >= 1 << 31:
         raise call.refuse("a bias code needs more than 32 bits", "narrow the input's or the weights' fraction")
 

@@ -20,7 +20,6 @@ from edgemat.ops.accumulation import emit_limb_products, windows
 from edgemat.ops.cases import tensor
 from edgemat.ops.conv import check_geometry, output_extent, window_params
 
-
 MAX_WINDOW = 1 << 24
 """Largest number of window elements over all channels: the body of a padded average holds that many constants."""
 
@@ -58,6 +57,8 @@ class Pool(Op):
             raise call.refuse(f"kernel {kernel} on input {x.shape}", "expected 1-D or 2-D pooling")
         check_geometry(call, rank, ("strides",))
         dilations = self.dilations(call)
+        if len(dilations) != rank or min(dilations) < 1:
+            raise call.refuse(f"dilations {dilations}", f"expected {rank} positive integers")
         spatial = []
         for i in range(rank):
             if max(pads[i], pads[rank + i]) >= kernel[i] * dilations[i] + 1 - dilations[i]:
@@ -157,6 +158,8 @@ class AveragePool(Pool):
     def infer(self, call: Call) -> tuple[Result, ...]:
         if not call.attrs.get("requantize"):
             raise call.refuse("no target format", "an average is a rational number: give the attribute 'requantize'")
+        if call.format_attr("requantize").per_channel:
+            raise call.refuse("a binary point per channel", "an average takes one for the whole tensor")
         x = call.x[0]
         shape = self.output_shape(call)
         area = math.prod(call.attrs["kernel_shape"])
@@ -237,9 +240,10 @@ class AveragePool(Pool):
         if uniform and first & (first - 1) == 0:
             total = (shift + first.bit_length() - 1,)
             return emit_requantize(body, acc, total, fmt, result.lo, result.hi, len(result.shape))
+        bound = max(abs(result.lo), abs(result.hi), 1) << max(-shift, 0)
+        if shift > 40 or bound >= 1 << 62 or (fmt.overflow == "WRAP" and fmt.width > 62):
+            raise call.refuse(f"an average from {call.x[0].format} to {fmt}", "bring the two formats closer together")
         scaled = body.scale(body.cast(acc, np.int64), 1 << max(-shift, 0))
-        if shift > 40:
-            raise call.refuse(f"a right shift of {shift} with the division", "give the output a finer format")
         if uniform:
             divisor = body.number(first << max(shift, 0), scaled)
         else:
@@ -247,9 +251,6 @@ class AveragePool(Pool):
             if len(counts) == 2:
                 divisor = body.binary("Mul", body.number(counts[0][:, None], scaled), divisor)
         rounded = body.round_div_int64(scaled, divisor, fmt.rounding)
-        bound = max(abs(result.lo), abs(result.hi)) << max(-shift, 0)
-        if bound >= 1 << 62:
-            raise call.refuse(f"a sum of up to {bound} before the division", "narrow the input or the output format")
         return body.overflow(rounded, fmt, -bound, bound)
 
     def native(self, call: Call) -> Native:

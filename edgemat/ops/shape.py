@@ -136,7 +136,7 @@ class Slice(Op):
             raise call.refuse(f"slice {starts} {sizes} {steps} of {x.shape}", "one entry per axis behind the batch")
         for extent, start, size, step in zip(x.sample_shape, starts, sizes, steps, strict=True):
             last = start + (size - 1) * step
-            if size < 1 or step == 0 or not 0 <= start < extent or not 0 <= last < extent:
+            if size < 1 or step == 0 or not 0 <= start < extent or not 0 <= last < extent or abs(step) > extent:
                 raise call.refuse(f"slice start {start}, size {size}, step {step} of {extent}", "stay inside the axis")
         return (Result((None, *sizes), x.format, x.lo, x.hi),)
 
