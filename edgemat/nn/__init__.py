@@ -12,7 +12,7 @@ from edgemat.nn.layer import QuantLayer
 from edgemat.nn.linear import QuantLinear
 from edgemat.nn.pooling import QuantAdaptiveAvgPool, QuantAvgPool, QuantMean
 from edgemat.nn.preparation import prepare_export
-from edgemat.nn.quantizer import FixedQuantizer
+from edgemat.nn.quantizer import FixedQuantizer, codes
 from edgemat.nn.tables import QuantSigmoid, QuantSoftmax, QuantTable, QuantTanh
 
 __all__ = [
@@ -41,6 +41,7 @@ __all__ = [
     "QuantTable",
     "QuantTanh",
     "calibrate",
+    "codes",
     "prepare_export",
     "quantize",
 ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -19,6 +18,7 @@ from edgemat.nn.rounding import (
     QuantizeTensor,
     ReplaceForward,
     open_interval,
+    power_of_two,
     range_frac,
 )
 
@@ -289,12 +289,31 @@ def quantizer_of(format: str | Fixed | FixedQuantizer | None, **options: Any) ->
     return FixedQuantizer(format, **options)
 
 
+def codes(values: Tensor, format: str | Fixed, axis: int = 1) -> Tensor:
+    """int64 codes of exact values on the grid of a format.
+
+    Args:
+        values: What a layer in eval mode returns, float32 or float64.
+        format: Their format, or its text; only the binary point(s) matter.
+        axis: Channel axis for binary points per channel.
+
+    Raises:
+        FormatError: if a value does not lie on the grid.
+    """
+    fmt = Fixed.parse(format) if isinstance(format, str) else format
+    exponents = torch.tensor(fmt.fracs, device=values.device)
+    if len(fmt.fracs) > 1:
+        shape = [1] * values.dim()
+        shape[axis] = -1
+        exponents = exponents.view(shape)
+    scaled = values.detach().double() * power_of_two(exponents, torch.float64)
+    found = scaled.to(torch.int64)
+    if not torch.equal(found.double(), scaled):
+        raise FormatError(f"values do not lie on the grid of {fmt}, expected exact values; compare in eval mode")
+    return found
+
+
 def unsigned(fmt: str | Fixed) -> Fixed:
     """The unsigned format of the same width."""
     fmt = Fixed.parse(fmt) if isinstance(fmt, str) else fmt
     return replace(fmt, signed=False) if fmt.signed else fmt
-
-
-def lsb(exponent: int) -> float:
-    """``2**-exponent``."""
-    return math.ldexp(1.0, -exponent)

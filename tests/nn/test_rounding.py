@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+import edgemat
 from edgemat.errors import FormatError
 from edgemat.formats import OVERFLOWS, ROUNDINGS, Fixed, quantize
 from edgemat.nn import FixedQuantizer
@@ -251,3 +252,11 @@ def test_range_frac_is_the_finest_that_holds(text: str) -> None:
                 for v in (low, high)
             ]
             assert (low_rail <= ends[0] and ends[1] <= high_rail) is fits
+
+
+def test_codes_of_values() -> None:
+    values = torch.tensor([[0.25, -1.5], [3.0, 2.0**-20]], dtype=torch.float64)
+    assert edgemat.nn.codes(values, "fixed<32,12>").tolist() == [[1 << 18, -3 << 19], [3 << 20, 1]]
+    assert edgemat.nn.codes(values[:1], "fixed<8,[6,7]>").tolist() == [[1, -3]]
+    with pytest.raises(FormatError, match="grid"):
+        edgemat.nn.codes(values, "fixed<32,13>")
