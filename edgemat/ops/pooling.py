@@ -64,11 +64,13 @@ class Pool(Op):
             if max(pads[i], pads[rank + i]) >= kernel[i] * dilations[i] + 1 - dilations[i]:
                 raise call.refuse(f"pads {pads} for kernel {kernel}", "padding must be smaller than the kernel")
             size, stride = int(x.shape[2 + i] or 0), call.attrs["strides"][i]
-            spatial.append(
-                pooled_extent(size, kernel[i], stride, dilations[i], pads[i], pads[rank + i], call.attrs["ceil_mode"])
-            )
-        if min(spatial) < 1:
-            raise call.refuse(f"the kernel {kernel} is larger than the padded input {x.shape}", "pad the input")
+            out = pooled_extent(size, kernel[i], stride, dilations[i], pads[i], pads[rank + i], call.attrs["ceil_mode"])
+            if out < 1:
+                raise call.refuse(f"the kernel {kernel} is larger than the padded input {x.shape}", "pad the input")
+            for start in range(-pads[i], (out - 1) * stride - pads[i] + 1, stride):
+                if start >= size or not any(0 <= start + t * dilations[i] < size for t in range(kernel[i])):
+                    raise call.refuse(f"a window of kernel {kernel} lies wholly in the padding", "pad less")
+            spatial.append(out)
         return (x.shape[0], x.shape[1], *spatial)
 
     def full_pads(self, call: Call) -> tuple[int, ...]:

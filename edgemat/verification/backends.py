@@ -177,6 +177,11 @@ class Emulated(Backend):
 
         return mcu.run_emulated(graph, codes, self._machine)
 
+    def trace(self, graph: Graph, codes: Codes) -> Codes:
+        from edgemat.targets.mcu import emulator
+
+        return emulator.emulate(graph, codes, self._machine, trace=True).codes
+
 
 class Hls(Backend):
     """The generated C++, compiled with the real ap_* headers."""
