@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -123,19 +124,29 @@ class QuantLayer(nn.Module):
         )
 
 
+_EXACT = ("none", "ieee")
+
+
+def _settings(device: torch.device) -> tuple[Any, ...]:
+    """Where torch keeps the precision of float32 products on a device."""
+    backends = torch.backends
+    if device.type == "cuda":
+        return backends.cuda.matmul, backends.cudnn.conv  # type: ignore[attr-defined]
+    return backends.mkldnn.matmul, backends.mkldnn.conv
+
+
 @contextlib.contextmanager
 def _switched(device: torch.device) -> Iterator[None]:
+    settings = _settings(device)
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.autocast(device.type, enabled=False))
+        for setting in settings:
+            stack.callback(setattr, setting, "fp32_precision", setting.fp32_precision)
+            setting.fp32_precision = "ieee"
         if device.type == "cuda":
             # cuDNN may pick Winograd or FFT, which round; the native kernels multiply and add, which is exact here.
-            stack.enter_context(torch.backends.cudnn.flags(enabled=False, allow_tf32=False))
-            tf32 = torch.backends.cuda.matmul.allow_tf32
-            torch.backends.cuda.matmul.allow_tf32 = False
-            stack.callback(setattr, torch.backends.cuda.matmul, "allow_tf32", tf32)
-        else:
-            stack.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
-            torch.set_float32_matmul_precision("highest")
+            stack.callback(setattr, torch.backends.cudnn, "enabled", torch.backends.cudnn.enabled)
+            torch.backends.cudnn.enabled = False
         yield
 
 
@@ -148,7 +159,7 @@ def exact_arithmetic(x: Tensor) -> contextlib.AbstractContextManager[None]:
     if (
         device.type == "cpu"
         and not torch.is_autocast_enabled("cpu")
-        and torch.get_float32_matmul_precision() == "highest"
+        and all(setting.fp32_precision in _EXACT for setting in _settings(device))
     ):
         return _PLAIN
     return _switched(device)

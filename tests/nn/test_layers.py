@@ -137,13 +137,17 @@ def test_autocast_and_low_precision_settings_change_no_bit() -> None:
     plain = layer(x)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(layer(x), plain)
-    before = torch.get_float32_matmul_precision()
-    try:
-        torch.set_float32_matmul_precision("medium")
-        assert torch.equal(layer(x), plain)
-        assert torch.get_float32_matmul_precision() == "medium"
-    finally:
-        torch.set_float32_matmul_precision(before)
+    for setting in (torch.backends.mkldnn, torch.backends.mkldnn.conv, torch.backends.mkldnn.matmul):
+        try:
+            setting.fp32_precision = "bf16"
+            assert torch.equal(layer(x), plain)
+            assert setting.fp32_precision == "bf16"
+        finally:
+            setting.fp32_precision = "none"
+            torch.backends.mkldnn.conv.fp32_precision = torch.backends.mkldnn.matmul.fp32_precision = "none"
+    torch.set_float32_matmul_precision("medium")
+    assert torch.equal(layer(x), plain)
+    torch.set_float32_matmul_precision("highest")
 
 
 def test_calibration_keeps_the_bias_in_its_width() -> None:
@@ -153,7 +157,7 @@ def test_calibration_keeps_the_bias_in_its_width() -> None:
         layer.bias.copy_(torch.tensor([3.0, 0.0]))
     ready(layer, torch.rand(8, 4) - 0.5)
     assert layer.accumulator_exponents().tolist()[0] == 17
-    assert float(layer.quantized()[1][0]) == 3.0
+    assert layer.quantized()[1].tolist()[0] == 3.0
 
 
 def _folded_pair() -> tuple[nn.Module, torch.Tensor]:
