@@ -92,6 +92,29 @@ class Body:
         """An operator of one value that keeps the carrier."""
         return Coded(self.op(op_type, a.value, **attrs), a.dtype)
 
+    def maximum(self, a: Coded, b: Coded) -> Coded:
+        """The larger of two values in one carrier.
+
+        onnxruntime's vectorised Max, Min, Clip and Sign of int64 compare wrongly where operands differ in bit 31 of
+        their difference (1.31: Max(3000000000, 0) is 0 in a long tensor); its comparisons and Where are right.
+        """
+        if a.dtype != np.dtype(np.int64):
+            return self.binary("Max", a, b)
+        return Coded(self.op("Where", self.op("Less", a.value, b.value), b.value, a.value), a.dtype)
+
+    def minimum(self, a: Coded, b: Coded) -> Coded:
+        """The smaller of two values in one carrier; see `maximum`."""
+        if a.dtype != np.dtype(np.int64):
+            return self.binary("Min", a, b)
+        return Coded(self.op("Where", self.op("Greater", a.value, b.value), b.value, a.value), a.dtype)
+
+    def clip(self, a: Coded, low: int, high: int) -> Coded:
+        """Clamps to constants; see `maximum`."""
+        bottom, top = self.number(low, a), self.number(high, a)
+        if a.dtype != np.dtype(np.int64):
+            return Coded(self.op("Clip", a.value, bottom.value, top.value), a.dtype)
+        return self.minimum(self.maximum(a, bottom), top)
+
     def number(self, array: Any, like: Coded) -> Coded:
         """A constant in the carrier of `like`."""
         return Coded(self.const(array, like.dtype), like.dtype)
@@ -168,15 +191,15 @@ class Body:
                 turns = self.unary("Floor", self.binary("Div", moved, modulus))
                 return self.binary("Sub", a, self.binary("Mul", turns, modulus))
             return self.binary("Add", self.binary("Mod", moved, modulus), base)
-        bottom, ceiling = self.number(floor, a), self.number(top, a)
         if target.overflow == "SAT_ZERO":
+            bottom, ceiling = self.number(floor, a), self.number(top, a)
             inside = self.op(
                 "And",
                 self.op("GreaterOrEqual", a.value, bottom.value),
                 self.op("LessOrEqual", a.value, ceiling.value),
             )
             return Coded(self.op("Where", inside, a.value, self.number(0, a).value), a.dtype)
-        return Coded(self.op("Clip", a.value, bottom.value, ceiling.value), a.dtype)
+        return self.clip(a, floor, top)
 
     # -- the function ---------------------------------------------------------------------------------------------
     def function(self, name: str, attributes: tuple[str, ...] = ()) -> ir.Function:

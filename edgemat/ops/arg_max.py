@@ -21,6 +21,8 @@ class ArgMax(Op):
 
     def infer(self, call: Call) -> tuple[Result, ...]:
         x, axis = call.x[0], call.attrs["axis"]
+        if call.attrs["keepdims"] not in (0, 1) or call.attrs["last"] not in (0, 1):
+            raise call.refuse(f"keepdims {call.attrs['keepdims']}, last {call.attrs['last']}", "expected 0 or 1")
         if not 0 <= axis < len(x.sample_shape) or not x.batched:
             raise call.refuse(f"axis {axis} of {x.shape}", "reduce an axis behind the batch")
         kept = (1,) if call.attrs["keepdims"] else ()

@@ -37,8 +37,7 @@ class Clip(Op):
     def emit(self, body: Body, call: Call, *x: Coded) -> Coded:
         value = body.cast(x[0], carrier_for(call.bounds.magnitude))
         value = body.scale(value, 1 << call.attrs["align"])
-        low, high = body.number(call.attrs["low"], value), body.number(call.attrs["high"], value)
-        return Coded(body.op("Clip", value.value, low.value, high.value), value.dtype)
+        return body.clip(value, call.attrs["low"], call.attrs["high"])
 
     def native(self, call: Call) -> Native:
         return Native({"size": call.x[0].size, **{k: int(call.attrs[k]) for k in ("low", "high", "align")}})

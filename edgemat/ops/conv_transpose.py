@@ -58,6 +58,11 @@ class ConvTranspose(Op):
         check_geometry(call, rank)
         if w.shape[0] != x.shape[1] or len(call.attrs["output_padding"]) != rank:
             raise call.refuse(f"input {x.shape} with weights {w.shape}", "channels and output_padding must agree")
+        for extra, stride, dilation in zip(
+            call.attrs["output_padding"], call.attrs["strides"], call.attrs["dilations"], strict=True
+        ):
+            if not 0 <= extra < max(stride, dilation):
+                raise call.refuse(f"output_padding {extra}", "expected less than the stride or the dilation")
         pads, spatial = call.attrs["pads"], []
         for i in range(rank):
             reach = call.attrs["dilations"][i] * (w.shape[2 + i] - 1) + 1

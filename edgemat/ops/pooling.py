@@ -56,6 +56,9 @@ class Pool(Op):
         if rank not in (1, 2) or len(x.shape) != rank + 2 or min(kernel) < 1:
             raise call.refuse(f"kernel {kernel} on input {x.shape}", "expected 1-D or 2-D pooling")
         check_geometry(call, rank, ("strides",))
+        for key in ("ceil_mode", "count_include_pad"):
+            if call.attrs.get(key, 0) not in (0, 1):
+                raise call.refuse(f"{key} {call.attrs[key]}", "expected 0 or 1")
         dilations = self.dilations(call)
         if len(dilations) != rank or min(dilations) < 1:
             raise call.refuse(f"dilations {dilations}", f"expected {rank} positive integers")

@@ -58,8 +58,8 @@ class PRelu(Op):
         slope, frac = self._operands(call)
         value = body.cast(x[0], carrier_for(call.bounds.magnitude))
         zero = body.number(0, value)
-        positive = body.scale(body.binary("Max", value, zero), 1 << frac)
-        negative = body.binary("Min", value, zero)
+        positive = body.scale(body.maximum(value, zero), 1 << frac)
+        negative = body.minimum(value, zero)
         factors = self._lay(slope, len(call.x[0].shape))
         return body.binary("Add", positive, body.binary("Mul", negative, body.number(factors, value)))
 

@@ -27,7 +27,7 @@ class Relu(Op):
         return np.maximum(x[0], 0)
 
     def emit(self, body: Body, call: Call, *x: Coded) -> Coded:
-        return body.binary("Max", x[0], body.number(0, x[0]))
+        return body.maximum(x[0], body.number(0, x[0]))
 
     def native(self, call: Call) -> Native:
         return Native({"size": call.x[0].size})
