@@ -54,10 +54,11 @@ class FusedBody(Body):
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """Codes as uint8: element = code + `offset`, 0 to 255."""
+    """Codes as uint8: element = code + `offset`, 0 to 255; with `channels_last`, axis 1 of four has become the last."""
 
     value: ir.Value
     offset: int
+    channels_last: bool = False
 
 
 def byte_offset(tensor: Tensor) -> int | None:
@@ -102,6 +103,7 @@ class Carried:
         self._make_packed = packed
         self._coded: Coded | None = None
         self._packed: Packed | None = None
+        self._turned: Packed | None = None
 
     @property
     def can_pack(self) -> bool:
@@ -119,8 +121,24 @@ class Carried:
                 self._coded = self._unpack()
         return self._coded
 
-    def packed(self) -> Packed:
-        """The codes as bytes; requires `can_pack`."""
+    @property
+    def is_channels_last(self) -> bool:
+        """Whether the producer writes bytes with channels last."""
+        return self.is_packed and self._native().channels_last
+
+    def packed(self, channels_last: bool = False) -> Packed:
+        """The codes as bytes, four axes with channels last on request; requires `can_pack`."""
+        native = self._native()
+        if native.channels_last == channels_last:
+            return native
+        if self._turned is None:
+            perm = [0, 2, 3, 1] if channels_last else [0, 3, 1, 2]
+            turned = self._body.op("Transpose", native.value, perm=perm)
+            self._turned = Packed(turned, native.offset, channels_last)
+        return self._turned
+
+    def _native(self) -> Packed:
+        """The bytes as the producer writes them."""
         if self._packed is None:
             self._packed = self._make_packed() if self._make_packed is not None else self._pack()
         return self._packed

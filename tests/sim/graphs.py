@@ -56,15 +56,27 @@ class Builder:
         attrs = {"w_format": w_fmt, "requantize": requantize}
         return self.add("Linear", name or f"linear{count}", [x, w[0], b[0]], attrs, {1: w[1], 2: b[1]})
 
-    def conv(self, x: Tensor, outs: int, w_fmt: str, requantize: str = "", seed: int = 0, kernel: int = 3) -> Tensor:
+    def conv(
+        self,
+        x: Tensor,
+        outs: int,
+        w_fmt: str,
+        requantize: str = "",
+        seed: int = 0,
+        kernel: int = 3,
+        stride: int = 1,
+        dilation: int = 1,
+        groups: int = 1,
+    ) -> Tensor:
         """A padded Conv with random weights over the whole range and a bias."""
         count = len(self.made.nodes)
         rank = len(x.shape) - 2
-        shape = (outs, x.shape[1] or 1, *(kernel,) * rank)
+        shape = (outs, (x.shape[1] or 1) // groups, *(kernel,) * rank)
         w = constant(w_fmt, random_codes(_plain(w_fmt), shape, seed), f"w{count}")
         b = constant("fixed<16,8>", random_codes("fixed<11,3>", (outs,), seed + 1), f"b{count}")
-        attrs = {"w_format": w_fmt, "requantize": requantize, "strides": (1,) * rank, "dilations": (1,) * rank}
-        attrs["pads"] = (kernel // 2,) * (2 * rank)
+        attrs = {"w_format": w_fmt, "requantize": requantize, "groups": groups}
+        attrs |= {"strides": (stride,) * rank, "dilations": (dilation,) * rank}
+        attrs["pads"] = (kernel // 2 * dilation,) * (2 * rank)
         return self.add("Conv", f"conv{count}", [x, w[0], b[0]], attrs, {1: w[1], 2: b[1]})
 
     def pool(self, x: Tensor) -> Tensor:

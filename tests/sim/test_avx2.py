@@ -24,20 +24,19 @@ from edgemat.lower.writer import finish, write
 from edgemat.sim import reference
 from edgemat.sim.arrays import to_codes
 from edgemat.sim.fused import fuse
+from edgemat.sim.rewrites import integer_kernel
 
-from .graphs import batch
-from .test_rewrites import QUANTIZE_LINEAR
+from .graphs import Builder, batch
 
 # Runs where numpy and onnxruntime are all that is imported: emulated imports are slow.
 CHILD = """
 import sys
 import numpy, onnxruntime
-x = numpy.load(sys.argv[1])
-for path in sys.argv[2:]:
+for path in sys.argv[1:]:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    numpy.save(path + ".npy", session.run(None, {session.get_inputs()[0].name: x})[0])
+    numpy.save(path + ".npy", session.run(None, {session.get_inputs()[0].name: numpy.load(path + ".x.npy")})[0])
 """
 
 
@@ -75,6 +74,17 @@ def lowered_file(path: Path, widths: tuple[int, ...]) -> None:
     write(model, path)
 
 
+def convolutions(width: int) -> Graph:
+    """Dense, depthwise and pointwise convolutions of 16 channels on unsigned bytes, then a Linear."""
+    build = Builder()
+    x, w_fmt = build.input("ufixed<8,8>", (16, 6, 5)), f"fixed<{width},0>"
+    x = build.conv(x, 16, w_fmt, "ufixed<8,9>", 1)
+    x = build.conv(x, 16, w_fmt, "ufixed<8,8>", 2, groups=16)
+    x = build.conv(x, 17, w_fmt, "fixed<8,8>", 3, kernel=1)
+    x = build.pool(x)
+    return build.graph(build.linear(build.flatten(x), 5, w_fmt))
+
+
 def save_fused(graph: Graph, path: Path) -> None:
     path.write_bytes(ir.serde.serialize_model(fuse(graph, False).model).SerializeToString())
 
@@ -97,20 +107,26 @@ def outputs(haswell: list[str], tmp_path_factory: pytest.TempPathFactory) -> dic
     for name, graph in graphs.items():
         save_fused(graph, folder / f"{name}_fused.onnx")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(QUANTIZE_LINEAR, "pairs_are_safe", lambda weight, largest_byte: True)
+        patch.setattr(integer_kernel, "pairs_are_safe", lambda weight, largest_byte: True)
         save_fused(graphs["unsafe"], folder / "forced_fused.onnx")
         patch.setattr(edgemat.ops.linear, "integer_kernel_is_safe", lambda call, weights: True)
         lowered_file(folder / "forced.onnx", (8, 8))
+        save_fused(convolutions(8), folder / "forced_conv.onnx")
     assert "MatMulInteger" in operators(folder / "forced.onnx")
+    for width in (6, 8):
+        save_fused(convolutions(width), folder / f"conv{width}.onnx")
     x = batch(Fixed.parse("ufixed<8,8>"), (32,), 64)
     x[:8] = 255
-    np.save(folder / "x.npy", x)
+    maps = np.resize(x, (12, 16, 6, 5))
     models = sorted(folder.glob("*.onnx"))
-    done = subprocess.run(
-        [*haswell, "-c", CHILD, str(folder / "x.npy"), *map(str, models)], capture_output=True, text=True, timeout=300
-    )
+    for path in models:
+        np.save(f"{path}.x.npy", maps if "conv" in path.stem else x)
+    done = subprocess.run([*haswell, "-c", CHILD, *map(str, models)], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     found = {path.stem: np.load(f"{path}.npy") for path in models}
+    for width in (6, 8):
+        graph = convolutions(width)
+        found[f"conv{width}_reference"] = reference.run(graph, to_codes(graph, maps, False))[graph.outputs[0]]
     for name, graph in graphs.items():
         found[f"{name}_reference"] = reference.run(graph, to_codes(graph, x, False))[graph.outputs[0]]
         # Files give values of the format ufixed<8,9>, fused models codes.
@@ -129,6 +145,13 @@ def test_the_fused_graph_is_exact(outputs: dict[str, np.ndarray], name: str) -> 
     assert (outputs[f"{name}_fused"] == outputs[f"{name}_reference"]).all()
 
 
+@pytest.mark.parametrize("width", [6, 8])
+def test_fused_convolutions_are_exact(outputs: dict[str, np.ndarray], width: int) -> None:
+    assert len(np.unique(outputs[f"conv{width}_reference"])) > 40
+    assert (outputs[f"conv{width}"] == outputs[f"conv{width}_reference"]).all()
+
+
 def test_control_the_unsafe_form_is_wrong(outputs: dict[str, np.ndarray]) -> None:
     assert (outputs["forced"] != outputs["unsafe_values"]).mean() > 0.1
     assert (outputs["forced_fused"] != outputs["unsafe_reference"]).mean() > 0.1
+    assert (outputs["forced_conv"] != outputs["conv8_reference"]).mean() > 0.1

@@ -18,14 +18,13 @@ from edgemat.sim import reference
 from edgemat.sim.arrays import to_codes
 from edgemat.sim.carriers import FusedBody
 from edgemat.sim.fused import fuse
-from edgemat.sim.rewrites import epilogue
+from edgemat.sim.rewrites import epilogue, integer_kernel
 
 from .graphs import Builder, awkward_values, batch, code_feeds, side_by_side
 
 COMPUTING = [op for op in OPS if op.name not in ("Quantize", "Dequantize", "Literal")]
 # The package hands out the functions of these names.
 FOLD_LINEAR = import_module("edgemat.sim.rewrites.fold_linear")
-QUANTIZE_LINEAR = import_module("edgemat.sim.rewrites.quantize_linear")
 ROUNDINGS = ("RND", "TRN", "RND_MIN_INF", "RND_CONV")
 
 
@@ -91,13 +90,13 @@ def test_every_shift_of_the_integer_kernel(shift: int, rounding: str) -> None:
 def test_control_without_the_tie_break(monkeypatch: pytest.MonkeyPatch) -> None:
     graph, x = exhaustive_sum("fixed<8,12,RND,SAT>")
     assert mismatches(graph, x) == 0
-    monkeypatch.setattr(QUANTIZE_LINEAR, "TIE_BREAK", 0.0)
+    monkeypatch.setattr(integer_kernel, "TIE_BREAK", 0.0)
     assert mismatches(graph, x) > 1000
 
 
 def test_control_a_tie_break_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
     graph, x = exhaustive_sum("fixed<8,14,RND,SAT>")
-    monkeypatch.setattr(QUANTIZE_LINEAR, "TIE_BREAK", 2.0**-8)
+    monkeypatch.setattr(integer_kernel, "TIE_BREAK", 2.0**-8)
     assert mismatches(graph, x) > 0
 
 
@@ -218,6 +217,50 @@ def random_cnn(seed: int) -> Graph:
     return build.graph(build.linear(flat, 34, random_weights(rng, 34), random_format(rng, 5), 3), pooled)
 
 
+def random_wide(seed: int) -> Graph:
+    """Convolutions wide enough for the integer kernel: dense, depthwise, strided, dilated, with shortcuts and pools."""
+    rng = np.random.default_rng(seed)
+    build = Builder()
+    x = build.input(str(rng.choice(["fixed<8,1>", "ufixed<8,0>", "fixed<6,2>"])), (16, 7, 6))
+    outputs = []
+    for _ in range(4):
+        channels = x.shape[1] or 1
+        depthwise = bool(rng.integers(2))
+        outs = channels if depthwise else int(rng.choice([16, 19, 32]))
+        kernel, stride, dilation = int(rng.choice([1, 3])), int(rng.choice([1, 1, 2])), int(rng.choice([1, 1, 2]))
+        groups = channels if depthwise else 1
+        width = int(rng.choice([2, 4, 6, 8]))
+        w_fmt = f"fixed<{width},[{','.join(str(int(v)) for v in rng.integers(-1, 1, outs))}]>"
+        w_fmt = w_fmt if rng.integers(2) else f"fixed<{width},0>"
+        target = Fixed(int(rng.choice([5, 6, 8])), int(rng.integers(2, 5)), bool(rng.integers(2)))
+        target = replace(
+            target, rounding=str(rng.choice(formats.ROUNDINGS)), overflow=str(rng.choice(["SAT", "SAT_SYM"]))
+        )
+        y = build.conv(x, outs, w_fmt, str(target), int(rng.integers(1000)), kernel, stride, dilation, groups)
+        if y.shape == x.shape and rng.integers(2):
+            name = f"join{len(build.made.nodes)}"
+            y = build.add(str(rng.choice(["Add", "Sub"])), name, [y, x], {"requantize": random_format(rng, 4)})
+        x = build.pool(y) if rng.integers(3) == 0 and min(y.sample_shape[1:]) > 1 else y
+        if rng.integers(4) == 0:
+            outputs.append(x)
+    return build.graph(*outputs, build.linear(build.flatten(x), 5, "fixed<6,0>", "", 7))
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_random_wide(seed: int) -> None:
+    graph = random_wide(seed)
+    x = batch(graph.input_type(0).format, (16, 7, 6), 40, seed)
+    assert mismatches(graph, x) == 0
+    assert mismatches(graph, code_feeds(graph, 12)[graph.inputs[0]], codes=True) == 0
+
+
+def test_the_wide_networks_use_what_they_are_for() -> None:
+    found: Counter[str] = Counter()
+    for seed in range(40):
+        found += kinds(random_wide(seed))
+    assert found["QLinearConv"] > 80 and found["NhwcMaxPool"] > 3 and found["DequantizeLinear"] > 10
+
+
 @pytest.mark.parametrize("seed", range(30))
 def test_random_mlp(seed: int) -> None:
     graph = random_mlp(seed)
@@ -267,6 +310,27 @@ def test_mlp_is_one_kernel_a_layer() -> None:
     found = kinds(graph)
     assert found["QGemm"] == 4
     assert not found["Cast"] and not found["Clip"] and found["QuantizeLinear"] == 1
+
+
+def test_residual_network_stays_in_bytes() -> None:
+    build = Builder()
+    x = build.conv(build.input("fixed<8,1>", (16, 6, 6)), 16, "fixed<6,0>", "ufixed<6,4>")
+    y = build.conv(build.conv(x, 16, "fixed<6,0>", "ufixed<6,4>"), 16, "fixed<6,0>", "fixed<6,4>")
+    total = build.add("Add", "shortcut", [x, y], {"requantize": "ufixed<6,4>"})
+    graph = build.graph(build.linear(build.flatten(build.pool(total)), 10, "fixed<6,0>"))
+    found = kinds(graph)
+    assert found["QLinearConv"] == 3 and found["NhwcMaxPool"] == 1 and found["QGemm"] == 1
+    assert found["Transpose"] == 2  # into channels last and out again
+    assert mismatches(graph, batch(Fixed.parse("fixed<8,1>"), (16, 6, 6), 60)) == 0
+
+
+def test_control_another_offset_in_the_bias(monkeypatch: pytest.MonkeyPatch) -> None:
+    build = Builder()
+    graph = build.graph(build.conv(build.input("fixed<8,1>", (16, 6, 6)), 16, "fixed<6,0>", "fixed<8,6>"))
+    x = batch(Fixed.parse("fixed<8,1>"), (16, 6, 6), 30)
+    assert kinds(graph)["QLinearConv"] == 1 and mismatches(graph, x) == 0
+    monkeypatch.setattr(integer_kernel, "byte_offset", lambda tensor: 127)
+    assert mismatches(graph, x) > 0
 
 
 def test_pool_comes_before_rounding() -> None:

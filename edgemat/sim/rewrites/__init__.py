@@ -10,11 +10,14 @@ from collections.abc import Callable
 
 from edgemat.op import Call
 from edgemat.sim.carriers import Carried, FusedBody
+from edgemat.sim.rewrites.add_bytes import add_bytes
 from edgemat.sim.rewrites.defer_rounding import defer_rounding
 from edgemat.sim.rewrites.divide_average import divide_average
 from edgemat.sim.rewrites.fold_add import fold_add
 from edgemat.sim.rewrites.fold_conv import fold_conv
 from edgemat.sim.rewrites.fold_linear import fold_linear
+from edgemat.sim.rewrites.pool_bytes import pool_bytes
+from edgemat.sim.rewrites.quantize_conv import quantize_conv
 from edgemat.sim.rewrites.quantize_linear import quantize_linear
 from edgemat.sim.rewrites.reshape_any import reshape_any
 
@@ -22,10 +25,10 @@ Rewrite = Callable[[FusedBody, Call, list[Carried]], Carried | None]
 
 REWRITES: dict[str, tuple[Rewrite, ...]] = {
     "Linear": (quantize_linear, fold_linear),
-    "Conv": (fold_conv,),
-    "MaxPool": (defer_rounding,),
+    "Conv": (quantize_conv, fold_conv),
+    "MaxPool": (defer_rounding, pool_bytes),
     "AveragePool": (divide_average,),
-    "Add": (fold_add,),
-    "Sub": (fold_add,),
+    "Add": (add_bytes, fold_add),
+    "Sub": (add_bytes, fold_add),
     "Reshape": (reshape_any,),
 }
