@@ -10,6 +10,10 @@
 #include <string>
 
 namespace edgemat {
+
+template <class T, int LANES>
+struct vec;
+
 namespace sim {
 
 class trace_files {
@@ -45,10 +49,13 @@ void trace_array(const char* name, const T* elements, int size) {
     }
 }
 
-template <class Beat>
-void trace_beat(const char* name, const Beat& beat) {
-    trace_array(name, beat.data, Beat::lanes);
+template <class T, int LANES>
+void trace_beat(const char* name, const vec<T, LANES>& beat) {
+    trace_array(name, beat.data, LANES);
 }
+// Words of a port carry no elements of their own.
+template <class Word>
+void trace_beat(const char*, const Word&) {}
 
 }  // namespace sim
 }  // namespace edgemat

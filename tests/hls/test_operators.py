@@ -5,12 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from edgemat.ops import OPS
+from edgemat.op import Call
+from edgemat.ops import BY_NAME, OPS
+from edgemat.ops.cases import tensor
 from edgemat.targets.hls import Plan, Simulation, project
 from edgemat.targets.hls.config import STEMS
 from edgemat.targets.hls.simulation import SANITIZE, STRICT
 
-from .graphs import side_by_side
+from .graphs import graph_of, side_by_side
 
 TEMPLATES = [op for op in OPS if op.stem in STEMS]
 PER_PROGRAM = 60
@@ -86,27 +88,37 @@ class Mutated:
         return found
 
 
+def every_code():
+    """One Requantize with a tie in every fourth code, fed every code there is."""
+    call = Call(BY_NAME["Requantize"], "r", [tensor("fixed<8,4>", (None, 1))], {"requantize": "fixed<5,3,RND,SAT>"})
+    codes = np.arange(-128, 128).reshape(-1, 1)
+    return graph_of([call], call.x, ["y"]), {"x": codes}, {"y": call.op.reference(call, codes)}
+
+
+def one_layer():
+    linear = BY_NAME["Linear"]
+    call = next(c for c in linear.cases() if c.name == "b3x7_fixed<8,3>_fixed<8,4>")
+    graph, codes, expected = side_by_side([call])
+    return graph, codes, expected
+
+
 MUTATIONS = {
-    "rounding": ("parameters.hpp", "rounding = edgemat::RND;", "rounding = edgemat::RND_CONV;"),
-    "overflow": ("parameters.hpp", "overflow = edgemat::SAT;", "overflow = edgemat::WRAP;"),
-    "shift": ("parameters.hpp", "return 4;", "return 3;"),
-    "weight": ("parameters.hpp", "{-", "{1-"),
+    "rounding": (every_code, "rounding = edgemat::RND;", "rounding = edgemat::RND_CONV;"),
+    "overflow": (every_code, "overflow = edgemat::SAT;", "overflow = edgemat::SAT_SYM;"),
+    "shift": (every_code, "return 2;", "return 1;"),
+    "weight": (one_layer, "{-", "{1-"),
 }
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS)
 @pytest.mark.parametrize("io", ["parallel", "stream"])
 def test_a_mutation_is_noticed(compiler, monkeypatch, mutation, io):
-    linear = next(op for op in OPS if op.stem == "linear")
-    call = next(c for c in linear.cases() if c.name == "b3x7_fixed<8,3>_fixed<8,4>")
-    graph, codes, expected = side_by_side([call])
+    make, old, new = MUTATIONS[mutation]
+    graph, codes, expected = make()
     made = project(graph, Plan(io=io))
-    text = made.files(vectors=False)["parameters.hpp"].decode()
-    file, old, new = MUTATIONS[mutation]
-    if mutation == "shift":
-        shift = call.epilogue.shift[0]
-        old, new = f"return {shift};", f"return {shift - 1};"
-    assert old in text
-    monkeypatch.setattr("edgemat.targets.hls.simulation.Project", Mutated)
-    with Simulation(Mutated(made, file, old, new), compiler=compiler, optimize="0") as simulation:
-        assert differing(simulation.run(codes), expected, [call]) == [call.name]
+    monkeypatch.setattr("edgemat.targets.hls.simulation.Project", (type(made), Mutated))
+    wrong = Mutated(made, "parameters.hpp", old, new)
+    for program, same in ((made, True), (wrong, False)):
+        with Simulation(program, compiler=compiler, optimize="0") as simulation:
+            found = simulation.run(codes)
+        assert all(np.array_equal(found[name], expected[name]) for name in expected) == same

@@ -116,10 +116,18 @@ class _Builder:
             design.inputs.append(self.port(tensor, name, "input"))
         for tensor, name in zip(self.network.outputs, output_names, strict=True):
             design.outputs.append(self.port(tensor, name, "output"))
+        # What the region writes: the port itself, or a channel that a last process hands on.
+        self.results = list(design.outputs)
+        self.leaving: list[tuple[Channel, Channel]] = []
+        if self.adapted:
+            self.results = [self.channel(channel.tensor, channel.tensor.name) for channel in design.outputs]
+            self.leaving = list(zip(self.results, design.outputs, strict=True))
         for tensor, channel in zip(self.network.inputs, design.inputs, strict=True):
-            self.provide(self.root(tensor.name), channel)
+            self.provide(self.root(tensor.name), self.enter(channel))
         for step in self.steps:
             self.step(step)
+        for inner, channel in self.leaving:
+            self.leave(inner, channel)
         if self.stream:
             depths = fifo_depths(design.processes)
             for channel in design.channels:
@@ -178,19 +186,60 @@ class _Builder:
         self.design.channels.append(made)
         return made
 
+    @property
+    def adapted(self) -> bool:
+        """Whether ports are no plain streams, so that a process stands between each port and the region."""
+        return self.stream and self.plan.port_kind != "axis"
+
+    def enter(self, port: Channel) -> Channel:
+        """The channel behind an input port."""
+        if not self.adapted:
+            return port
+        inner = self.channel(port.tensor, port.tensor.name)
+        memory = self.plan.port_kind == "memory"
+        function = "load" if memory else "unpack"
+        self.design.processes.append(
+            Process(
+                f"{function}_{port.name}",
+                f"edgemat::{function}<{port.size}>",
+                (port.name, inner.name),
+                "stream" if memory else "axis",
+                (port,),
+                (inner,),
+                Lockstep(port.beats),
+            )
+        )
+        return inner
+
+    def leave(self, inner: Channel, port: Channel) -> None:
+        """The last process in front of an output port."""
+        memory = self.plan.port_kind == "memory"
+        function = "store" if memory else "pack"
+        self.design.processes.append(
+            Process(
+                f"{function}_{port.name}",
+                f"edgemat::{function}<{port.size}>",
+                (inner.name, port.name),
+                "stream" if memory else "axis",
+                (inner,),
+                (port,),
+                Lockstep(port.beats),
+            )
+        )
+
     def produced(self, tensor: NativeTensor) -> Channel:
         """The channel a process writes: an output port where that is the tensor's only reader."""
         root = self.root(tensor.name)
         if self.readers.get(root, 0) == 1 and root in self.outputs_of:
-            return self.design.outputs[self.outputs_of[root][0]]
+            return self.results[self.outputs_of[root][0]]
         made = self.channel(tensor, tensor.name)
         return made
 
     def provide(self, root: str, channel: Channel) -> None:
         """Make a written channel available to the readers of its tensor."""
         count = self.readers.get(root, 0)
-        ports = [self.design.outputs[i] for i in self.outputs_of.get(root, [])]
-        if channel.port == "output":
+        ports = [self.results[i] for i in self.outputs_of.get(root, [])]
+        if channel in ports:
             self.waiting[root] = []
             return
         if count == 1 and not ports:

@@ -46,6 +46,7 @@ class PortText:
     element: str
     type: str
     size: int
+    lanes: int
     rounding: str
     overflow: str
     fracs: str
@@ -130,7 +131,10 @@ class Project:
         self.trace_channels = traced
         headers = sorted({p.header for p in design.processes})
         self.includes = ["dataflow", *headers]
+        with_last = self.port_kind == "axis_last"
         self.top_includes = ["<hls_stream.h>", '"edgemat/types.hpp"'] if self.stream_ports else ['"edgemat/types.hpp"']
+        self.top_includes += ['"edgemat/axis.hpp"'] if with_last else []
+        self.testbench_header = "testbench_axis" if with_last else "testbench"
         self.nodes = tuple(
             NodeText(tuple(self._array(a) for a in p.arrays), p.config)
             for p in design.processes
@@ -141,7 +145,9 @@ class Project:
     def _port(self, channel: Channel, index: int, count: int) -> PortText:
         tensor, kind = channel.tensor, channel.port
         fmt = tensor.format
-        kind_of_type = f"edgemat::vec<{channel.element}, {channel.lanes}>"
+        beat = f"edgemat::vec<{channel.element}, {channel.lanes}>"
+        if self.port_kind == "axis_last":
+            beat = f"edgemat::axis_word<{-(-channel.width // 8) * 8}>::type"
         return PortText(
             kind,
             channel.name,
@@ -150,8 +156,9 @@ class Project:
             str(fmt) if len(fmt.fracs) <= 8 else f"{fmt.width} bits, a binary point per channel",
             f", {channel.lanes} per beat" if self.stream_ports else "",
             channel.element,
-            f"hls::stream<{kind_of_type} >",
+            f"hls::stream<{beat} >",
             channel.size,
+            channel.lanes,
             fmt.rounding,
             fmt.overflow,
             ", ".join(map(str, fmt.fracs)),
@@ -216,7 +223,7 @@ class Project:
                 if array.file:
                     made[array.file] = _render("weights.hpp", array=array)
         contents = {name: text.encode() for name, text in made.items()}
-        for name in library_closure([*self.includes, "rounding", "types", "testbench", "boundary"]):
+        for name in library_closure([*self.includes, "rounding", "types", self.testbench_header, "boundary"]):
             contents[f"include/edgemat/{name}"] = library().joinpath("include", "edgemat", name).read_bytes()
         for name in _SIM:
             contents[f"sim/{name}"] = library().joinpath("sim", name).read_bytes()
