@@ -55,7 +55,8 @@ def feeds(call: Call, batch: int = 4, seed: int = 0) -> Iterator[list[np.ndarray
             elif make == "sweep":
                 span = x.hi - x.lo + 1
                 step = max(1, span // max(1, int(np.prod(shape))))
-                codes = x.lo + (np.arange(int(np.prod(shape)), dtype=np.int64).reshape(shape) * step) % span
+                kind = np.int64 if span < 1 << 62 else object
+                codes = x.lo + (np.arange(int(np.prod(shape))).astype(kind).reshape(shape) * step) % span
             else:
                 codes = np.full(shape, {"low": x.lo, "high": x.hi, "zero": min(max(0, x.lo), x.hi)}[make])
             arrays.append(codes.astype(np.int64))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import resource
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -482,6 +484,28 @@ def test_a_failed_export_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monk
         with pytest.raises(KeyboardInterrupt):
             edgemat.export(path, target=target, output=tmp_path / target / "out")
         assert list((tmp_path / target).iterdir()) == []
+
+
+@pytest.mark.parametrize("target", ["mcu", "hls"])
+def test_an_export_to_a_full_disk_leaves_nothing(target: str, tmp_path: Path) -> None:
+    """The kernel refuses files of more than 1,000 bytes, in a process of its own."""
+    path = residual().write(tmp_path / "in" / "net.onnx")
+    program = (
+        "import resource, signal, sys\n"
+        "import edgemat\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))\n"
+        "try:\n"
+        "    edgemat.export(sys.argv[1], target=sys.argv[2], output=sys.argv[3])\n"
+        "except edgemat.EdgematError as error:\n"
+        "    print(error)\n"
+    )
+    command = [sys.executable, "-c", program, str(path), target, str(tmp_path / "out" / "project")]
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=root, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "cannot be written" in done.stdout and len(done.stdout.splitlines()) == 1
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_a_second_reading_of_what_was_read_is_the_same() -> None:
