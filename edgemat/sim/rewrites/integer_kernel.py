@@ -66,7 +66,7 @@ def pairs_are_safe(weight: np.ndarray, largest_byte: int) -> bool:
     return int(top.max()) * largest_byte <= 32767
 
 
-def signed_or_offset(weight: np.ndarray, largest_byte: int) -> tuple[np.ndarray, type, int]:
+def signed_or_offset(weight: np.ndarray, largest_byte: int) -> tuple[np.ndarray, type[np.int8] | type[np.uint8], int]:
     """Weights as s8 where pairs are safe, else as u8; with their type and zero point."""
     if pairs_are_safe(weight, largest_byte):
         return weight, np.int8, 0

@@ -1,7 +1,7 @@
 """Conv and its epilogue as one integer kernel, onnxruntime's QLinearConv, on bytes with channels last.
 
-Exact by the proof in `integer_kernel`; padding is the byte of the code 0. Used from 16 channels on, where the kernel is
-faster than the float one.
+Exact by the proof in `integer_kernel`; padding is the byte of the code 0. Used from 8 channels on, 16 where the weights
+must be u8: there the kernel is faster than the float one.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from edgemat.op import Call
 from edgemat.sim.carriers import SINGLE, Carried, FusedBody, Packed, byte_offset
 from edgemat.sim.rewrites.integer_kernel import plan_kernel, signed_or_offset
 
-WORTHWHILE = 16
-"""Channels, in and out, from which the integer kernel is the faster one."""
+WORTHWHILE = {np.int8: 8, np.uint8: 16}
+"""Channels, in and out, from which the integer kernel is the faster one, by the type of the weights."""
 
 
 def quantize_conv(body: FusedBody, call: Call, x: list[Carried]) -> Carried | None:
@@ -24,13 +24,17 @@ def quantize_conv(body: FusedBody, call: Call, x: list[Carried]) -> Carried | No
     channels = source.tensor.shape[1] or 1
     if call.epilogue is None or weight.ndim != 4 or not source.can_pack or groups not in (1, channels):
         return None
-    if min(channels, weight.shape[0]) < WORTHWHILE or (groups > 1 and weight.shape[0] != channels):
+    if groups > 1 and weight.shape[0] != channels:
         return None
     kernel = plan_kernel(call, np.zeros(weight.shape[0], np.int64) if bias is None else bias)
     if kernel is None or weight.min() < -128 or weight.max() > 127:
         return None
+    offset = byte_offset(source.tensor)
+    assert offset is not None
+    codes, kind, zero = signed_or_offset(weight, source.tensor.hi + offset)
+    if min(channels, weight.shape[0]) < WORTHWHILE[kind]:
+        return None
     packed = source.packed(channels_last=True)
-    codes, kind, zero = signed_or_offset(weight, source.tensor.hi + packed.offset)
     one = body.const(1.0, SINGLE)
     made = body.microsoft(
         "QLinearConv",
@@ -50,7 +54,7 @@ def quantize_conv(body: FusedBody, call: Call, x: list[Carried]) -> Carried | No
         dilations=list(call.attrs["dilations"]),
         group=groups,
     )
-    offset = byte_offset(result)
-    assert offset is not None
-    packed_result = Packed(kernel.clipped(body, made), offset, channels_last=True)
+    result_offset = byte_offset(result)
+    assert result_offset is not None
+    packed_result = Packed(kernel.clipped(body, made), result_offset, channels_last=True)
     return Carried(body, result, packed=lambda: packed_result)
