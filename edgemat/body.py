@@ -96,7 +96,7 @@ class Body:
         """The larger of two values in one carrier.
 
         onnxruntime's vectorised Max, Min, Clip and Sign of int64 compare the lower halves of operands with equal upper
-        halves as signed numbers (1.31: Max(3000000000, 0) is 0 in a long tensor); its Less, Greater and Where are right.
+        halves as signed numbers (1.31: Max(3000000000, 0) is 0 in a long tensor); Less, Greater and Where are right.
         """
         if a.dtype != np.dtype(np.int64):
             return self.binary("Max", a, b)
