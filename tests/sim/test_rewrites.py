@@ -350,9 +350,20 @@ def test_pool_waits_where_wrapping_breaks_the_order() -> None:
     assert mismatches(graph, batch(Fixed.parse("fixed<8,1>"), (1, 8, 8), 50)) == 0
 
 
-def test_bytes_are_signed_weights_only_where_pairs_are_safe() -> None:
-    for width, kind in ((6, np.int8), (8, np.uint8)):
+def test_unsafe_pairs_are_halved() -> None:
+    """No pair of products leaves 16 bits: 8-bit weights meet the input twice."""
+    for width, rows in ((6, 16), (8, 32)):
         build = Builder()
         graph = build.graph(build.linear(build.input("fixed<8,1>", (16,)), 8, f"fixed<{width},0>"))
         (gemm,) = (node for node in fuse(graph, False).model.graph if node.op_type == "QGemm")
-        assert gemm.inputs[3].producer().attributes["value"].value.numpy().dtype == kind
+        weight = gemm.inputs[3].producer().attributes["value"].value.numpy()
+        assert weight.dtype == np.int8 and weight.shape == (rows, 8)
+        assert integer_kernel.pairs_are_safe(weight.T.astype(np.int64), 255)
+
+
+def test_halves_of_every_weight() -> None:
+    weight = np.arange(-128, 128).reshape(2, 128)
+    halved = integer_kernel.halves(weight)
+    assert (halved[:, :128] + halved[:, 128:] == weight).all()
+    assert np.abs(halved).max() == 64 and integer_kernel.pairs_are_safe(halved, 255)
+    assert not integer_kernel.pairs_are_safe(weight, 255)

@@ -4,8 +4,9 @@ They compute ``saturate_u8(round_half_even(float32(acc) * scale) + zero_point)``
 ``acc = sum (x_byte - offset_x) * w + bias``.
 
 1. *The accumulator.* Operands are u8 x s8. CPUs without VNNI add pairs of products in saturating 16-bit arithmetic, so
-   the largest byte times the two largest |w| of a channel must stay within 32767; elsewhere the weights are offset by
-   128 and the operands are u8 x u8, which every CPU widens first.
+   the largest byte times the two largest |w| of a channel must stay within 32767. Where it does not, the sum is taken
+   over the input twice, with weights ``w // 2`` and ``w - w // 2``: no |w| exceeds 64, and 255 * (64 + 64) = 32640.
+   Depthwise convolutions have their weights offset by 128 instead: u8 x u8, which every CPU widens first.
 2. *The offset.* The result's byte is ``code + offset``, ``offset = -min(lo, 0)`` for the proved interval lo..hi of the
    output. ``offset * 2**s`` goes into the bias, so bytes come from sums >= 0; a sum below that rounds to at most 0 and
    saturates to 0, the code lo, which is then the format's rail. float32(acc) is exact while ``|acc| < 2**24``.
@@ -66,11 +67,13 @@ def pairs_are_safe(weight: np.ndarray, largest_byte: int) -> bool:
     return int(top.max()) * largest_byte <= 32767
 
 
-def signed_or_offset(weight: np.ndarray, largest_byte: int) -> tuple[np.ndarray, type[np.int8] | type[np.uint8], int]:
-    """Weights as s8 where pairs are safe, else as u8; with their type and zero point."""
-    if pairs_are_safe(weight, largest_byte):
-        return weight, np.int8, 0
-    return weight + 128, np.uint8, 128
+def halves(weight: np.ndarray) -> np.ndarray:
+    """[out, 2 in, ...] weights for an input that is there twice: the same sums, no |w| above 64.
+
+    Args:
+        weight: [out, in, ...] codes of at most 8 bits.
+    """
+    return np.concatenate([weight // 2, weight - weight // 2], axis=1)
 
 
 def plan_kernel(call: Call, bias: np.ndarray) -> Kernel | None:

@@ -1,7 +1,7 @@
 """Conv and its epilogue as one integer kernel, onnxruntime's QLinearConv, on bytes with channels last.
 
-Exact by the proof in `integer_kernel`; padding is the byte of the code 0. Used from 8 channels on, 16 where the weights
-must be u8: there the kernel is faster than the float one.
+Exact by the proof in `integer_kernel`; padding is the byte of the code 0. Used from 8 channels on, 16 where
+pairs of products are unsafe: there the kernel is faster than the float one.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ import numpy as np
 
 from edgemat.op import Call
 from edgemat.sim.carriers import SINGLE, Carried, FusedBody, Packed, byte_offset
-from edgemat.sim.rewrites.integer_kernel import plan_kernel, signed_or_offset
+from edgemat.sim.rewrites.integer_kernel import halves, pairs_are_safe, plan_kernel
 
-WORTHWHILE = {np.int8: 8, np.uint8: 16}
-"""Channels, in and out, from which the integer kernel is the faster one, by the type of the weights."""
+WORTHWHILE = 8
+"""Channels, in and out, from which the integer kernel is faster; twice that where pairs of products are unsafe."""
 
 
 def quantize_conv(body: FusedBody, call: Call, x: list[Carried]) -> Carried | None:
@@ -31,17 +31,20 @@ def quantize_conv(body: FusedBody, call: Call, x: list[Carried]) -> Carried | No
         return None
     offset = byte_offset(source.tensor)
     assert offset is not None
-    codes, kind, zero = signed_or_offset(weight, source.tensor.hi + offset)
-    if min(channels, weight.shape[0]) < WORTHWHILE[kind]:
+    safe = pairs_are_safe(weight, source.tensor.hi + offset)
+    if min(channels, weight.shape[0]) < (WORTHWHILE if safe else 2 * WORTHWHILE):
         return None
-    packed = source.packed(channels_last=True)
+    data = source.packed(channels_last=True).value
+    kind, zero = (np.int8, 0) if safe or groups == 1 else (np.uint8, 128)
+    if not safe and groups == 1:
+        data, weight = body.op("Concat", data, data, axis=3), halves(weight)
     one = body.const(1.0, SINGLE)
     made = body.microsoft(
         "QLinearConv",
-        packed.value,
+        data,
         one,
-        body.const(packed.offset, np.uint8),
-        body.const(codes, kind),
+        body.const(offset, np.uint8),
+        body.const(weight + zero, kind),
         body.const(np.broadcast_to(kernel.scale, weight.shape[:1]), SINGLE),
         body.const(zero, kind),
         one,

@@ -10,7 +10,7 @@ import numpy as np
 from edgemat.body import Coded
 from edgemat.op import Call
 from edgemat.sim.carriers import SINGLE, Carried, FusedBody, Packed, byte_offset
-from edgemat.sim.rewrites.integer_kernel import plan_kernel, signed_or_offset
+from edgemat.sim.rewrites.integer_kernel import halves, pairs_are_safe, plan_kernel
 
 WORTHWHILE = 32
 """Output features from which packing a float carrier pays for itself."""
@@ -29,15 +29,17 @@ def quantize_linear(body: FusedBody, call: Call, x: list[Carried]) -> Carried | 
     if kernel is None or weight.min() < -128 or weight.max() > 127:
         return None
     packed = source.packed()
-    codes, kind, zero = signed_or_offset(weight, source.tensor.hi + packed.offset)
+    data = packed.value
+    if not pairs_are_safe(weight, source.tensor.hi + packed.offset):
+        data, weight = body.op("Concat", data, data, axis=1), halves(weight)
     one = body.const(1.0, SINGLE)
     inputs = [
-        packed.value,
+        data,
         one,
         body.const(packed.offset, np.uint8),
-        body.const(codes.T, kind),
+        body.const(weight.T, np.int8),
         body.const(kernel.scale, SINGLE),
-        body.const(np.full(kernel.scale.size, zero), kind),
+        body.const(np.zeros(kernel.scale.size), np.int8),
         body.const(kernel.bias, np.int32),
     ]
     if call.epilogue is None:
