@@ -19,6 +19,7 @@ from edgemat.targets import toolchain
 from edgemat.targets.apheaders import require_ap_headers
 from edgemat.targets.hls import Plan, Simulation, export, model_cost, project
 from edgemat.targets.hls.config import reciprocal
+from edgemat.targets.hls.simulation import STRICT
 from edgemat.targets.hls.vectors import decode, encode, run_reference
 from edgemat.targets.layout import to_native
 
@@ -143,6 +144,16 @@ def test_two_outputs_of_one_tensor_and_an_input_passed_on(compiler):
         assert np.array_equal(found["x"], codes["x"]) and np.array_equal(found["r"], np.maximum(codes["x"], 0))
 
 
+def test_a_tensor_that_nothing_reads_is_drained(compiler):
+    x, unused = tensor("fixed<6,3>", (None, 5)), tensor("fixed<6,3>", (None, 4), "unused")
+    calls = [Call(BY_NAME["Relu"], name, [x], {}, None, (name,)) for name in ("read", "dead")]
+    graph = graph_of(calls, [x, unused], ["read"])
+    codes = feed(graph, 3)
+    for io, threads in (("parallel", False), ("stream", False), ("stream", True)):
+        with Simulation(graph, Plan(io=io), compiler=compiler, optimize="0", threads=threads) as simulation:
+            assert np.array_equal(simulation.run(codes)["read"], np.maximum(codes["x"], 0))
+
+
 @pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
 @pytest.mark.parametrize("io", ["parallel", "stream"])
 def test_its_makefile_runs_the_simulation(tmp_path, compiler, io):
@@ -198,6 +209,22 @@ def test_host_functions_quantise_as_the_definition(tmp_path, compiler):
     found = np.array(subprocess.run([str(program)], capture_output=True, check=True).stdout.split(), np.int64)
     expected = [formats.quantize(values, Fixed(5, 3, signed, q, o)) for signed in (True, False) for q, o in modes]
     assert np.array_equal(found, np.concatenate(expected))
+
+
+def test_the_headers_compile_in_any_order(tmp_path, compiler):
+    from pathlib import Path
+
+    from edgemat.targets.hls.project import library
+
+    folder = Path(str(library()))
+    headers = sorted(header.name for header in (folder / "include" / "edgemat").glob("*.hpp"))
+    # Forwards and backwards: a header that needs another one first fails in one of the orders.
+    for order in (headers, headers[::-1]):
+        source = tmp_path / "all.cpp"
+        source.write_text("".join(f'#include "edgemat/{name}"\n' for name in order))
+        command = [*compiler.command, "-std=c++14", "-fsyntax-only", *STRICT, "-pedantic", *compiler.ap_flags]
+        command += ["-isystem", str(require_ap_headers()), "-I", str(folder / "include"), "-I", str(folder / "sim")]
+        toolchain.run([*command, str(source)], what="compiling the library", env=compiler.environment())
 
 
 def test_vectors_round_trip():

@@ -11,7 +11,7 @@
 
 #include <hls_stream.h>
 
-#define EDGEMAT_REGION edgemat::sim::region edgemat_region
+#define EDGEMAT_REGION edgemat::sim::region edgemat_region;
 #define EDGEMAT_PROCESS(name, ...) edgemat_region.add(name, [&]() { __VA_ARGS__; })
 
 #else
