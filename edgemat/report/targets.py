@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from edgemat.lower.graph import Graph
-
-if TYPE_CHECKING:
-    from edgemat.targets.hls.design import Design
-    from edgemat.targets.hls.process import Process
 
 
 @dataclass(frozen=True)
@@ -66,55 +62,22 @@ def _mcu(graph: Graph) -> TargetCost:
 
 def _hls(graph: Graph) -> TargetCost:
     """Both io modes with the plan's defaults; cycles and bits as the generated loops imply them."""
-    from edgemat.targets.hls.design import make_design
-    from edgemat.targets.hls.plan import IO, Plan
-    from edgemat.targets.layout import to_native
+    from edgemat.targets.hls import Plan, model_cost
+    from edgemat.targets.hls.plan import IO
 
-    network = to_native(graph)
     totals: dict[str, Any] = {"clock_ns": Plan().clock_ns, "reuse": Plan().reuse}
     rows: list[tuple[Any, ...]] = []
     for io in IO:
-        design = make_design(network, Plan(io=io))
-        own = [_process_row(process, design.stream) for process in design.processes]
-        latency, ii = _timing(design)
+        cost = model_cost(graph, Plan(io=io))
         totals[io] = {
-            "latency_cycles": latency,
-            "ii_cycles": ii,
-            "multipliers": sum(process.multipliers for process in design.processes),
-            "memory_bits": sum(row[-2] for row in own),
+            "latency_cycles": cost.latency_cycles,
+            "ii_cycles": cost.ii_cycles,
+            "multipliers": cost.multipliers,
+            "memory_bits": cost.memory_bits + cost.fifo_bits,
         }
-        rows += [(io, *row) for row in own]
+        rows += [
+            (io, p.node, p.latency_cycles, p.ii_cycles, p.multipliers, p.memory_bits + p.fifo_bits, p.fifo_depths)
+            for p in cost.processes
+        ]
     columns = ("io", "node", "latency_cycles", "ii_cycles", "multipliers", "memory_bits", "fifo_depths")
     return TargetCost("hls", True, totals, columns, tuple(rows))
-
-
-def _process_row(process: Process, stream: bool) -> tuple[Any, ...]:
-    """Name, cycles to the first output, cycles of one sample, multipliers, bits of memory, FIFO depths."""
-    inner = [channel for channel in process.outputs if not channel.port]
-    depths = {channel.name: channel.depth for channel in inner} if stream else {}
-    held = (
-        channel.depth * channel.width if stream else channel.size * channel.tensor.format.width for channel in inner
-    )
-    bits = sum(array.bits for array in process.arrays) + process.buffer_bits + sum(held)
-    latency = process.pattern.fill if stream else process.pattern.cycles
-    return process.label, latency, process.pattern.cycles, process.multipliers, bits, depths
-
-
-def _timing(design: Design) -> tuple[int, int]:
-    """Cycles from the first input to the last output, and between samples.
-
-    A process starts when its slowest producer has its first output (where tensors lie in arrays: its last), and ends
-    no earlier than one cycle after its slowest producer. Where nothing runs at the same time, cycles add up.
-    """
-    first: dict[str, int] = {}
-    last: dict[str, int] = {}
-    for process in design.processes:
-        start = max((first.get(channel.name, 0) for channel in process.inputs), default=0)
-        end = max((last.get(channel.name, -1) for channel in process.inputs), default=-1)
-        for channel in process.outputs:
-            first[channel.name] = start + (process.pattern.fill if design.stream else process.pattern.cycles)
-            last[channel.name] = max(start + process.pattern.cycles, end + 1)
-    cycles = [process.pattern.cycles for process in design.processes]
-    if not design.dataflow:
-        return sum(cycles), 1
-    return max(last.values(), default=0), max(cycles, default=0)
