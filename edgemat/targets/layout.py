@@ -206,9 +206,7 @@ class _Builder:
             for name, output in zip(call.outputs, outputs, strict=True):
                 self.know_logical(name, output)
 
-    def constant(
-        self, call: Any, position: int, wants_logical: bool, given: np.ndarray | None
-    ) -> NativeTensor:
+    def constant(self, call: Any, position: int, wants_logical: bool, given: np.ndarray | None) -> NativeTensor:
         """A constant operand, from the array its dossier gives in native layout or from its codes."""
         name = call.inputs[position]
         tensor = call.x[position]
@@ -216,9 +214,7 @@ class _Builder:
         lo, hi = int(codes.min()), int(codes.max())
         if given is not None:
             plain = tuple(range(given.ndim))
-            return NativeTensor(
-                name, given.shape, plain, given.shape, tensor.format, lo, hi, name, given.reshape(-1)
-            )
+            return NativeTensor(name, given.shape, plain, given.shape, tensor.format, lo, hi, name, given.reshape(-1))
         rank = max(len(y.shape) for y in call.y)
         shape = (1,) * (rank - codes.ndim) + codes.shape
         if shape[0] != 1:

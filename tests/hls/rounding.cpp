@@ -22,7 +22,8 @@ template <int W, int SHIFT, class Y, int Q, int O, ap_q_mode AP_Q, ap_o_mode AP_
 void compare() {
     const int width = code_traits<Y>::width;
     const bool is_signed = code_traits<Y>::is_signed;
-    // ap_fixed reads bits beyond a narrow operand's own, so the operand is given in a wider type of the same grid.
+    // ap_fixed reads bits beyond a narrow operand's own, so the operand is given in a wider type of the same
+    // grid.
     const int wide = W + 8;
     typedef typename select<is_signed, ap_fixed<width, width + SHIFT, AP_Q, AP_O>,
                             ap_ufixed<width, width + SHIFT, AP_Q, AP_O> >::type target_t;
@@ -36,8 +37,9 @@ void compare() {
         const Y found = requantize_code<(Q + mode_step) % 7, O, SHIFT, SHIFT, Y>(ap_int<W>(v), SHIFT);
         checked++;
         if (found != expected && wrong++ < 5) {
-            std::printf("code %d of %d bits, shift %d, to %d bits, rounding %d, overflow %d: found %d, expected %d\n", v, W,
-                        SHIFT, width, Q, O, found.to_int(), expected.to_int());
+            std::printf(
+                "code %d of %d bits, shift %d, to %d bits, rounding %d, overflow %d: found %d, expected %d\n",
+                v, W, SHIFT, width, Q, O, found.to_int(), expected.to_int());
         }
     }
 }

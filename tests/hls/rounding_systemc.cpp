@@ -15,7 +15,8 @@ long long wrong = 0;
 template <int W, int SHIFT, class Y, int Q, int O, sc_q_mode SC_Q, sc_o_mode SC_O>
 void compare() {
     const int width = edgemat::code_traits<Y>::width;
-    typedef typename edgemat::select<edgemat::code_traits<Y>::is_signed, sc_fixed<width, width + SHIFT, SC_Q, SC_O>,
+    typedef typename edgemat::select<edgemat::code_traits<Y>::is_signed,
+                                     sc_fixed<width, width + SHIFT, SC_Q, SC_O>,
                                      sc_ufixed<width, width + SHIFT, SC_Q, SC_O> >::type target_t;
     for (int v = -(1 << (W - 1)); v < 1 << (W - 1); v++) {
         const target_t converted = sc_fixed<W + 8, W + 8>(v);
@@ -23,8 +24,8 @@ void compare() {
         const Y found = edgemat::requantize_code<Q, O, SHIFT, SHIFT, Y>(ap_int<W>(v), SHIFT);
         checked++;
         if (found.to_int() != expected && wrong++ < 5) {
-            std::printf("code %d, shift %d, to %d bits, rounding %d, overflow %d: found %d, expected %d\n", v, SHIFT, width,
-                        Q, O, found.to_int(), expected);
+            std::printf("code %d, shift %d, to %d bits, rounding %d, overflow %d: found %d, expected %d\n", v,
+                        SHIFT, width, Q, O, found.to_int(), expected);
         }
     }
 }

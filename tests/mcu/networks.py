@@ -30,9 +30,7 @@ class Network(CaseGraph):
         """A fully connected layer."""
         shape = (outs, x.sample_shape[-1])
         w, codes = constant(W_FORMAT, random_codes(W_FORMAT, shape, len(self.nodes)), f"{name}_w")
-        return self.add(
-            BY_NAME["Linear"], name, [x, w], {"w_format": W_FORMAT, "requantize": y}, {1: codes}
-        )
+        return self.add(BY_NAME["Linear"], name, [x, w], {"w_format": W_FORMAT, "requantize": y}, {1: codes})
 
     def reshape(self, name: str, x: Tensor, shape: tuple[int, ...]) -> Tensor:
         """A reshape of the sample."""

@@ -126,13 +126,9 @@ class EpilogueChoice:
         raise AssertionError
 
     @staticmethod
-    def divided_interval(
-        final: tuple[int, ...], shifts: tuple[int, ...], counts: list[int]
-    ) -> tuple[int, int]:
+    def divided_interval(final: tuple[int, ...], shifts: tuple[int, ...], counts: list[int]) -> tuple[int, int]:
         """A safe interval of the rounded average (one code wider than the exact quotients)."""
-        ends = [
-            (value << max(0, -s)) // (count << max(0, s)) for value in final for s in shifts for count in counts
-        ]
+        ends = [(value << max(0, -s)) // (count << max(0, s)) for value in final for s in shifts for count in counts]
         return min(ends) - 1, max(ends) + 1
 
 

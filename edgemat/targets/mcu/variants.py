@@ -70,9 +70,7 @@ KERNELS = {
     "upsample": Kernel(
         "em_upsample_params", ("in_h", "in_w", "in_c", "scale_h", "scale_w"), epilogue=False, moves=True
     ),
-    "softmax": Kernel(
-        "em_softmax_params", ("outer", "axis_size", "inner", "shift"), ("exp_table",), epilogue=False
-    ),
+    "softmax": Kernel("em_softmax_params", ("outer", "axis_size", "inner", "shift"), ("exp_table",), epilogue=False),
     "matmul": Kernel("em_matmul_params", ("batch", "m", "k", "n")),
 }
 _WIDE_FIELDS = frozenset({"low", "high", "value"})
