@@ -71,7 +71,7 @@ def main():
     recipe = edgemat.Recipe(input="fixed<8,4>", weights="fixed<6>", activations="fixed<6>", outputs="fixed<12>")
     quantised = edgemat.quantize(model, recipe)
     edgemat.calibrate(quantised, x[:1024].split(128))
-    train(quantised, x, y, epochs=1 if options.quick else 5, lr=1e-3)
+    train(quantised, x, y, epochs=1 if options.quick else 5, lr=3e-4)
     print(f"test accuracy: float {accuracy(model, x_test, y_test):.2%}, ", end="")
     print(f"6 bits {accuracy(quantised, x_test, y_test):.2%}")
 
