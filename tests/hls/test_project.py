@@ -227,6 +227,25 @@ def test_the_headers_compile_in_any_order(tmp_path, compiler):
         toolchain.run([*command, str(source)], what="compiling the library", env=compiler.environment())
 
 
+def test_the_example_of_the_library_runs(tmp_path, compiler):
+    from pathlib import Path
+
+    from edgemat.targets.hls.project import library
+
+    folder = Path(str(library()))
+    example = re.search(r"```cpp\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
+    assert example is not None
+    main = "int main() { ap_int<8> x[3] = {10, 3, 1}; ap_uint<6> y[2]; top(x, y); return y[0] * 10 + y[1]; }\n"
+    (tmp_path / "example.cpp").write_text(example[1] + main)
+    program = toolchain.compile(
+        compiler, [tmp_path / "example.cpp"], tmp_path / "example", standard="c++14", optimize="0",
+        include=[folder / "include", folder / "sim"], system_include=[require_ap_headers()],
+        flags=[*compiler.ap_flags, "-Wno-unknown-pragmas"],
+    )  # fmt: skip
+    # 10 - 6 + 3 + 4 = 11 -> 2.75 -> 3; 3 - 1 - 4 = -2 -> -0.5 -> 0
+    assert subprocess.run([str(program)], check=False).returncode == 30
+
+
 def test_vectors_round_trip():
     network = to_native(branches())
     codes = run_reference(network, feed(branches(), 3))

@@ -87,6 +87,11 @@ class Simulation:
                 defines=macros,
                 flags=[*compiler.ap_flags, "-Wno-unknown-pragmas", *(("-pthread",) if threads else ()), *flags],
             )
+        except OSError as error:
+            self.close()
+            raise ToolchainError(
+                f"the HLS C simulation could not be written to {self.folder} ({error.strerror}); make room there"
+            ) from error
         except BaseException:
             self.close()
             raise
@@ -105,17 +110,19 @@ class Simulation:
             ToolchainError: the program ended with an error.
         """
         network = self.project.design.network
-        (self.folder / "inputs.bin").write_bytes(encode(network.inputs, codes))
         traces = self.folder / "traces"
-        traces.mkdir(exist_ok=True)
         arguments = [str(self.program), str(self.folder / "inputs.bin"), str(self.folder / "outputs.bin")]
         try:
+            (self.folder / "inputs.bin").write_bytes(encode(network.inputs, codes))
+            traces.mkdir(exist_ok=True)
             done = subprocess.run(
                 arguments, capture_output=True, timeout=_RUN_TIMEOUT_S, check=False,
                 env={**os.environ, "EDGEMAT_TRACE_FOLDER": str(traces)},
             )  # fmt: skip
         except (OSError, subprocess.TimeoutExpired) as error:
-            raise ToolchainError(f"the HLS C simulation could not be run ({error}); check the compiler") from error
+            raise ToolchainError(
+                f"the HLS C simulation could not be run ({error}); check the compiler and the room on the disk"
+            ) from error
         if done.returncode != 0:
             words = " | ".join(done.stderr.decode("utf-8", "replace").strip().splitlines()[:12])
             if done.returncode == DEADLOCK_STATUS:

@@ -46,6 +46,8 @@ struct streaming_pool {
         typename C::y_t results[C::in_c];
 #pragma HLS ARRAY_PARTITION variable = lines type = complete dim = 1
 #pragma HLS ARRAY_RESHAPE variable = lines type = complete dim = 3
+// A position reads and writes its own column only; the next position is another column.
+#pragma HLS DEPENDENCE variable = lines type = inter false
 #pragma HLS ARRAY_PARTITION variable = window type = complete dim = 0
 #pragma HLS ARRAY_PARTITION variable = pixel type = complete
 #pragma HLS ARRAY_PARTITION variable = taps type = complete
