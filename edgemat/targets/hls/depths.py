@@ -9,6 +9,10 @@ possible; the largest occupancy a FIFO reaches in it is its minimal depth:
 * needed: beats pile up only where a fork had to pass them to feed another branch whose result the join waits for:
   ``max over k (beats the fork has produced when the long branch yields beat k - beats the join has taken)``.
 
+A fork hands each beat to all its readers in one cycle or to none, as its pipelined hardware does; in C it writes the
+deepest FIFO first, which comes to the same. Pipelines are built flushable (``pipeline_style flp``), so that a result in
+flight never waits for further input.
+
 Every FIFO gets at least two places, so that writer and reader can work in the same cycle. All processes finish a
 sample with nothing left over, so one sample decides.
 """
@@ -121,9 +125,12 @@ class _Lazy:
         if event is None:
             return None
         if event < 0:
-            name = self.outputs[index][~event].name
-            self.fill[name] += 1
-            self.most[name] = max(self.most[name], self.fill[name])
+            self.write(index, event)
+            if len(self.outputs[index]) > 1:  # a fork: the other readers get the beat as well
+                while (following := next(self.events[index], None)) is not None and following < 0:
+                    self.write(index, following)
+                self.pending[index] = following
+                return ""
         else:
             channel = self.inputs[index][event]
             if channel.port == "input":
@@ -136,3 +143,9 @@ class _Lazy:
                 self.fill[channel.name] -= 1
         self.pending[index] = None
         return ""
+
+    def write(self, index: int, event: int) -> None:
+        """One beat into an output of a process."""
+        name = self.outputs[index][~event].name
+        self.fill[name] += 1
+        self.most[name] = max(self.most[name], self.fill[name])

@@ -132,6 +132,9 @@ class _Builder:
             depths = fifo_depths(design.processes)
             for channel in design.channels:
                 channel.depth = depths[channel.name]
+            for process in design.processes:
+                if len(process.outputs) > 1:
+                    deepest_first(process)
         return design
 
     def fully_unrolled(self) -> bool:
@@ -330,6 +333,13 @@ def constant_partner(step: Step) -> list[NativeTensor]:
     if len(variable) == 1 and variable[0].size == step.outputs[0].size:
         return variable
     return []
+
+
+def deepest_first(fork: Process) -> None:
+    """Order the readers of a fork so that none gets a beat before the deeper FIFOs have room for it."""
+    inside = sorted((c for c in fork.outputs if not c.port), key=lambda channel: -channel.depth)
+    fork.outputs = (*inside, *(c for c in fork.outputs if c.port))
+    fork.arguments = (fork.arguments[0], *(channel.name for channel in fork.outputs))
 
 
 class Fresh:
