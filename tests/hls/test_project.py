@@ -51,6 +51,23 @@ def test_only_what_is_used_is_copied(tmp_path):
         assert name in found
 
 
+@pytest.mark.parametrize("io", ["parallel", "stream"])
+def test_the_tool_scripts_say_what_the_plan_says(tmp_path, io):
+    folder = export(residual(), tmp_path / "a", io=io, clock_ns=3.5, part="xc7z020clg400-1")
+    tcl, cfg = (folder / "build_hls.tcl").read_text(), (folder / "hls_config.cfg").read_text()
+    assert "set_part {xc7z020clg400-1}" in tcl and "create_clock -period 3.5" in tcl
+    assert "part=xc7z020clg400-1\n" in cfg and "clock=3.5ns\n" in cfg and "syn.top=em_residual\n" in cfg
+    for step in ("csim_design", "csynth_design", "cosim_design", "export_design"):
+        assert step in tcl
+    assert ("pipeline_style frp" in tcl) == ("pipeline_style=frp" in cfg) == (io == "stream")
+    tclsh = shutil.which("tclsh")
+    if tclsh is not None:
+        commands = "open_project set_top add_files open_solution set_part create_clock config_dataflow config_compile"
+        stubs = "".join(f"proc {name} args {{}}\n" for name in f"{commands} csim_design csynth_design".split())
+        done = subprocess.run([tclsh], input=stubs + tcl, capture_output=True, text=True, check=False)
+        assert done.returncode == 0 and not done.stderr
+
+
 def test_a_foreign_folder_is_left_alone(tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("x")

@@ -10,7 +10,7 @@ possible; the largest occupancy a FIFO reaches in it is its minimal depth:
   ``max over k (beats the fork has produced when the long branch yields beat k - beats the join has taken)``.
 
 A fork hands each beat to all its readers in one cycle or to none, as its pipelined hardware does; in C it writes the
-deepest FIFO first, which comes to the same. Pipelines are built flushable (``pipeline_style flp``), so that a result in
+deepest FIFO first, which comes to the same. Pipelines are built flushable (``pipeline_style frp``), so that a result in
 flight never waits for further input.
 
 Every FIFO gets at least two places, so that writer and reader can work in the same cycle. All processes finish a
