@@ -67,11 +67,17 @@ class Onnx(Backend):
         for index, tensor_name in enumerate(graph.outputs):
             found = np.concatenate([part[index] for part in parts])
             made[tensor_name] = codes_of(found, graph.tensors[tensor_name].format)
-        fast = Simulator(graph).codes({n: codes[graph.inputs[i]] for i, n in enumerate(graph.input_names)}, codes=True)
-        rows = fast if isinstance(fast, dict) else {graph.output_names[0]: fast}
-        for name, tensor_name in zip(graph.output_names, graph.outputs, strict=True):
-            # Where the Simulator differs from the file it must be seen as a difference of this backend.
-            made[tensor_name] = np.where(rows[name] == made[tensor_name], made[tensor_name], rows[name])
+        # The fast Simulator is held to the file, from codes and, where there are any, from real values.
+        simulator = Simulator(graph)
+        by_input = {name: codes[graph.inputs[i]] for i, name in enumerate(graph.input_names)}
+        runs = [simulator.codes(by_input, codes=True)]
+        if values is not None:
+            runs.append(simulator.codes({name: feeds[name] for name in graph.input_names}))
+        for fast in runs:
+            rows = fast if isinstance(fast, dict) else {graph.output_names[0]: fast}
+            for name, tensor_name in zip(graph.output_names, graph.outputs, strict=True):
+                # Where the Simulator differs from the file it must be seen as a difference of this backend.
+                made[tensor_name] = np.where(rows[name] == made[tensor_name], made[tensor_name], rows[name])
         return made
 
     def trace(self, graph: Graph, codes: Codes) -> Codes:

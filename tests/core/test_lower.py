@@ -384,3 +384,22 @@ def test_a_place_that_cannot_be_written(place: str, tmp_path: Path) -> None:
     with pytest.raises(EdgematError, match="cannot be written"):
         residual().write(tmp_path / place)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "folder"]
+
+
+@pytest.mark.parametrize("pads", [0, 1])
+def test_padding_stays_apart_from_max_pooling(tmp_path, pads):
+    """onnxruntime fuses a zero Pad into MaxPool, whose own padding is the lowest number; the file must not let it."""
+
+    class Padded(nn.Module):
+        def forward(self, x):
+            return F.max_pool2d(F.pad(x, (1, 1, 1, 1)), 2, stride=1, padding=pads)
+
+    module = edgemat.quantize(Padded(), edgemat.Recipe(input="fixed<8,1>"))
+    x = -torch.rand(4, 2, 3, 3)
+    edgemat.calibrate(module, [x])
+    edgemat.to_onnx(module.eval(), x, tmp_path / "padded.onnx")
+    session = ort.InferenceSession(tmp_path / "padded.onnx", providers=["CPUExecutionProvider"])
+    found = session.run(None, {session.get_inputs()[0].name: x.numpy()})[0]
+    with torch.no_grad():
+        assert (found == module(x).numpy()).all()
+    assert edgemat.verify(tmp_path / "padded.onnx", x.numpy(), backends=("onnx",), module=module).ok
