@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from edgemat.errors import FormatError
 from edgemat.formats import Fixed
 from edgemat.nn.emission import emit, exporting
-from edgemat.nn.layer import QuantLayer, exact_arithmetic
+from edgemat.nn.layer import Link, QuantLayer, exact_arithmetic
 from edgemat.nn.quantizer import FixedQuantizer, unsigned
 
 
@@ -26,11 +26,19 @@ class QuantReLU(QuantLayer):
         super().__init__(input, given, relu=True)
         if self.output_quantizer is not None:
             self.output_quantizer.relu = True
+        self._producer = Link()
 
     def forward(self, x: Tensor) -> Tensor:
         """``max(x, 0)``, quantised; any shape."""
+        producer = self._producer.modules
+        if producer and producer[0].quantizes_ahead and not exporting():  # type: ignore[union-attr, operator]
+            return x
         x = self.enter(x)
         return torch.relu(x) if self.output_quantizer is None else self.output_quantizer(x)
+
+    def follow(self, producer: QuantLayer) -> None:
+        """Names the layer that may quantise for this one while training (`WeightedLayer.precede`)."""
+        self._producer = Link(producer)
 
 
 class QuantClip(QuantLayer):

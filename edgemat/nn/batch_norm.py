@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from edgemat.errors import LoweringError
+from edgemat.errors import FormatError, LoweringError
 from edgemat.formats import Fixed
+from edgemat.nn.affine import BatchAffine
 from edgemat.nn.emission import emit, exporting
 from edgemat.nn.layer import QuantLayer, exact_arithmetic
 from edgemat.nn.quantizer import FixedQuantizer
@@ -50,14 +49,16 @@ class BatchNorm(nn.Module):
 
     def normalize(self, x: Tensor) -> Tensor:
         """The float batch norm with the batch's statistics, updating the running ones."""
-        assert self.num_batches_tracked is not None
-        self.num_batches_tracked.add_(1)
-        momentum = self.momentum
-        if momentum is None or self.estimating:
-            momentum = 1.0 / float(self.num_batches_tracked)
-        return F.batch_norm(
-            x, self.running_mean, self.running_var, self.weight, self.bias, True, float(momentum), self.eps
-        )
+        momentum = count_batch(self, x)
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, True, momentum, self.eps)
+
+    def normalize_quantized(self, x: Tensor, quantizer: FixedQuantizer) -> Tensor:
+        """`normalize`, then `quantizer`, in one pass over the data."""
+        momentum = count_batch(self, x)
+        assert self.running_mean is not None
+        gamma = torch.ones_like(self.running_mean) if self.weight is None else self.weight
+        beta = torch.zeros_like(self.running_mean) if self.bias is None else self.bias
+        return quantizer.normalized(x, gamma, beta, self.running_mean, self.running_var, momentum, self.eps)
 
     def forward(self, x: Tensor) -> Tensor:
         """The identity."""
@@ -68,36 +69,29 @@ class BatchNorm(nn.Module):
         return f"{self.num_features}, folded"
 
 
+def count_batch(norm: BatchNorm | QuantBatchNorm, x: Tensor) -> float:
+    """Counts a batch and gives the weight of its statistics in the running ones."""
+    assert norm.num_batches_tracked is not None
+    if x.numel() == x.shape[1]:
+        raise FormatError(f"batch statistics of one value per channel (input {tuple(x.shape)}), expected more than one")
+    norm.num_batches_tracked.add_(1)
+    if norm.momentum is None or norm.estimating:
+        return 1.0 / float(norm.num_batches_tracked)
+    return float(norm.momentum)  # type: ignore[arg-type]
+
+
+def update_statistics(norm: QuantBatchNorm, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance of the batch per channel (axis 1); updates the running ones."""
+    with torch.no_grad():
+        momentum = count_batch(norm, x)
+        return torch.batch_norm_update_stats(x.detach().float(), norm.running_mean, norm.running_var, momentum)
+
+
 def folded_scale(norm: BatchNorm) -> Tensor:
     """``gamma / sqrt(running_var + eps)``, float64, shape ``[channels]``."""
     assert norm.running_var is not None
     scale = torch.rsqrt(norm.running_var.double() + norm.eps)
     return scale if norm.weight is None else scale * norm.weight.double()
-
-
-class BatchAffine(torch.autograd.Function):
-    """``a * x + b`` per channel, where `mean` and `var` of x are part of a and b.
-
-    The gradient of x runs through the statistics, too: with a straight through its rounding, it is batch norm's own, so
-    torch's fused kernel computes it in one go. That kernel's gradient of its weight is ``sum g (x - mean) / std`` and
-    of its bias ``sum g``; those of a and b follow from them.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, a: Tensor, b: Tensor, mean: Tensor, var: Tensor, eps: float) -> Tensor:
-        shape = [1, -1] + [1] * (x.dim() - 2)
-        ctx.save_for_backward(x, a, mean, var)
-        ctx.eps = eps
-        return torch.addcmul(b.view(shape), x, a.view(shape))
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, a, mean, var = ctx.saved_tensors
-        invstd = torch.rsqrt(var + ctx.eps)
-        dx, dw, db = torch.ops.aten.native_batch_norm_backward(
-            grads[0], x, a / invstd, None, None, mean, invstd, True, ctx.eps, [True, True, True]
-        )
-        return dx, dw / invstd + mean * db, db, None, None, None
 
 
 class QuantBatchNorm(QuantLayer):
@@ -151,17 +145,10 @@ class QuantBatchNorm(QuantLayer):
 
     def statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and biased variance per channel: of the batch (updating the running ones), or the running ones."""
-        assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None
-        if not self.uses_batch_statistics:
-            return self.running_mean, self.running_var
-        with torch.no_grad():
-            self.num_batches_tracked.add_(1)
-            momentum = self.momentum
-            if momentum is None or self.estimating:
-                momentum = 1.0 / float(self.num_batches_tracked)
-            return torch.batch_norm_update_stats(
-                x.detach().float(), self.running_mean, self.running_var, float(momentum)
-            )
+        assert self.running_mean is not None and self.running_var is not None
+        if self.uses_batch_statistics:
+            return update_statistics(self, x)
+        return self.running_mean, self.running_var
 
     def real_affine(self, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
         """a and b before rounding, float64."""
@@ -198,6 +185,9 @@ class QuantBatchNorm(QuantLayer):
                 return self.leave(torch.addcmul(b.float().view(shape), x.float(), a.float().view(shape)))
             a, b = self.quantized(mean, var)
             if self.uses_batch_statistics:
+                quantizer = self.output_quantizer
+                if quantizer is not None and quantizer.takes_affine:
+                    return quantizer.affine(x.float(), a, b.float(), mean, var, self.eps)
                 return self.leave(BatchAffine.apply(x.float(), a, b.float(), mean, var, self.eps))
             reach = self.known_source().grid.magnitude * self.weight_quantizer.grid.magnitude
             offset = int(torch.ldexp(b.detach(), self.accumulator_exponents()).abs().amax().item())

@@ -132,7 +132,7 @@ def _settings(device: torch.device) -> tuple[Any, ...]:
     backends = torch.backends
     if device.type == "cuda":
         return backends.cuda.matmul, backends.cudnn.conv  # type: ignore[attr-defined]
-    return backends.mkldnn.matmul, backends.mkldnn.conv
+    return backends.mkldnn.matmul, backends.mkldnn.conv  # type: ignore[attr-defined]
 
 
 @contextlib.contextmanager

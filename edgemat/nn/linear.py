@@ -77,6 +77,7 @@ class WeightedLayer(QuantLayer):
         self.bias_grid = Grid.of(Fixed(width, 0))
         self.final = False
         self._norm = Link()
+        self._next = Link()
         self._formats: dict[str, str] = {}
         self.reset_parameters()
 
@@ -163,9 +164,30 @@ class WeightedLayer(QuantLayer):
             norm = self.norm
             if norm is not None and norm.uses_batch_statistics:
                 y = self._batch_statistics(x, norm)
+                if self.quantizes_ahead:
+                    return y
             else:
                 y = self._exact(x)
         return self.leave(y)
+
+    def precede(self, quantizer: FixedQuantizer) -> None:
+        """Names the quantiser of the ReLU that takes this layer's result and nobody else does."""
+        self._next = Link(quantizer)
+
+    @property
+    def next_quantizer(self) -> FixedQuantizer | None:
+        """The quantiser directly behind this layer: its own, or that of the ReLU it precedes."""
+        if self.output_quantizer is not None:
+            return self.output_quantizer
+        found = self._next.modules[0] if self._next.modules else None
+        assert found is None or isinstance(found, FixedQuantizer)
+        return found
+
+    @property
+    def quantizes_ahead(self) -> bool:
+        """Whether batch norm with batch statistics and the next quantiser run in one pass here."""
+        norm, quantizer = self.norm, self.next_quantizer
+        return norm is not None and norm.uses_batch_statistics and quantizer is not None and quantizer.takes_affine
 
     def _exact(self, x: Tensor) -> Tensor:
         if self.observing:
@@ -187,7 +209,11 @@ class WeightedLayer(QuantLayer):
             scale = folded_scale(norm).float()
             scale.masked_fill_(scale == 0.0, 1.0)
         weight = self.weight_quantizer.folded(self.weight, scale).float()
-        return norm.normalize(self.apply_weight(x.float(), weight, self.bias))
+        y = self.apply_weight(x.float(), weight, self.bias)
+        if self.quantizes_ahead:
+            assert self.next_quantizer is not None
+            return norm.normalize_quantized(y, self.next_quantizer)
+        return norm.normalize(y)
 
     @property
     def observing(self) -> bool:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from edgemat.errors import FormatError
 from edgemat.formats import Fixed
+from edgemat.nn.affine import QuantizedBatchAffine, QuantizedBatchNorm
 from edgemat.nn.emission import emit, exporting
 from edgemat.nn.rounding import (
     EXPONENT_LIMIT,
@@ -171,8 +172,7 @@ class FixedQuantizer(nn.Module):
         if not self._ready or self.tracks:
             self._settle(x)
         if self.per_channel:
-            # A grid's values must not change between the calls of one step: frac is read once, here.
-            return QuantizeChannels.apply(x, self.frac, self.grid, self.exponents(), self.axis, self.relu, None)
+            return QuantizeChannels.apply(x, self.frac, self.grid, self.frac, self.axis, self.relu, None)
         return QuantizeTensor.apply(x, self.frac, self.grid, self.exponent(), self.relu)
 
     def folded(self, weight: Tensor, scale: Tensor) -> Tensor:
@@ -186,11 +186,30 @@ class FixedQuantizer(nn.Module):
             shape = [1] * weight.dim()
             shape[self.axis] = -1
             self._settle(weight * scale.view(shape))
-        exponents = self.exponents()
-        frac = self.frac
-        if not self.per_channel:
-            exponents, frac = exponents.expand(scale.numel()), frac.expand(scale.numel())
-        return QuantizeChannels.apply(weight, frac, self.grid, exponents, self.axis, self.relu, scale)
+        frac = self.frac if self.per_channel else self.frac.expand(scale.numel())
+        return QuantizeChannels.apply(weight, frac, self.grid, frac, self.axis, self.relu, scale)
+
+    @property
+    def takes_affine(self) -> bool:
+        """Whether `affine` may be used: the common format, its binary point set, nobody observing."""
+        grid = self.grid
+        return (
+            self._ready
+            and self._observer is None
+            and not self.per_channel
+            and grid.rounding == "RND"
+            and grid.overflow in ("SAT", "SAT_SYM")
+            and grid.width <= 22
+        )
+
+    def affine(self, x: Tensor, a: Tensor, b: Tensor, mean: Tensor, var: Tensor, eps: float) -> Tensor:
+        """Quantises ``a * x + b`` per channel (axis 1), where a and b contain the batch statistics of x."""
+        setting = self.grid, self.exponent(), self.relu
+        return QuantizedBatchAffine.apply(x, a, b, (mean, var, eps), self.frac, setting)
+
+    def normalized(self, x: Tensor, gamma: Tensor, beta: Tensor, *running: Any) -> Tensor:
+        """Quantises a training batch norm of x; `running` are its mean, variance, momentum and eps."""
+        return QuantizedBatchNorm.apply(x, gamma, beta, running, self.frac, (self.grid, self.exponent(), self.relu))
 
     def adopt(self, real: Tensor, exact: Tensor) -> Tensor:
         """`exact` (this quantiser's values, looked up in a table) with the gradients of quantising `real`."""

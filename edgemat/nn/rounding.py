@@ -69,6 +69,36 @@ def power_of_two(exponent: Tensor, dtype: torch.dtype = torch.float32) -> Tensor
     return ((exponent.to(torch.int32) + 127) << 23).view(torch.float32)
 
 
+def channel_factors(frac: Tensor, like: Tensor, axis: int, scale: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """``2**(f + 1)`` and ``2**-f`` per channel, laid along `axis` of `like`, in its dtype.
+
+    Args:
+        frac: Fractional bits, rounded half to even here; shape ``[channels]``.
+        like: The tensor the factors will multiply.
+        axis: The channel axis.
+        scale: A factor per channel that multiplies before rounding and divides afterwards, or None.
+    """
+    shape = [1] * like.dim()
+    shape[axis] = -1
+    if frac.device.type != "cpu":
+        exponents = frac.detach().float().round().to(torch.int32)
+        double = power_of_two(exponents + 1, like.dtype)
+        step = double.reciprocal().mul_(2.0)
+    else:
+        # A handful of numbers: numpy needs a fraction of the time of as many torch calls. ldexp is exact.
+        bits = np.rint(frac.detach().numpy()).astype(np.int32)
+        if np.abs(bits.astype(np.int64)).max(initial=0) > EXPONENT_LIMIT:
+            raise FormatError(
+                f"fractional bits from {bits.min()} to {bits.max()} were learned, expected within +-{EXPONENT_LIMIT}; "
+                "lower the learning rate of the binary points"
+            )
+        kind = np.float64 if like.dtype == torch.float64 else np.float32
+        double, step = (torch.from_numpy(np.ldexp(kind(1), e)) for e in (bits + 1, -bits))
+    if scale is not None:
+        double, step = double * scale, step / scale
+    return double.view(shape), step.view(shape)
+
+
 def round_doubled_(twice: Tensor, rounding: str) -> Tensor:
     """Rounds half of `twice` to integers, in place and exactly for every finite float.
 
@@ -205,46 +235,37 @@ class QuantizeChannels(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, frac: Tensor, grid: Grid, exponents: Tensor, axis: int, relu: bool, scale: Tensor | None
+        ctx: Any, x: Tensor, frac: Tensor, grid: Grid, points: Tensor, axis: int, relu: bool, scale: Tensor | None
     ) -> Tensor:
         work = x if x.dtype == torch.float64 or grid.carrier == torch.float32 else x.double()
-        shape = [1] * x.dim()
-        shape[axis] = -1
-        double = power_of_two(exponents.view(shape) + 1, work.dtype)
-        step = double.reciprocal().mul_(2.0)
+        double, step = channel_factors(points, work, axis, scale)
         if relu:
             work = work.clamp_min(0.0)
-        if scale is not None:
-            laid = scale.view(shape)
-            double, step = double * laid, step / laid
         rounded = round_doubled_(work * double, grid.rounding)
         needed = any(ctx.needs_input_grad[:2]) and grid.overflow != "WRAP"
-        if needed and grid.overflow != "SAT_ZERO":
-            codes = rounded.clamp(grid.low, grid.high)
-            outside = codes != rounded
-        else:
-            outside = (rounded < grid.low) | (rounded > grid.high) if needed else None
-            codes = overflow_(rounded, grid, grid.low)
+        kept = rounded.clone() if needed and grid.overflow == "SAT_ZERO" else rounded
+        codes = rounded.clamp(grid.low, grid.high) if needed and kept is rounded else overflow_(rounded, grid, grid.low)
         # A step divided by the scale is no power of two; its product is rounded in the carrier, as training may.
         y = codes.mul_(step).to(grid.carrier)
-        ctx.setting = grid, axis
-        if outside is not None:
-            if relu:
-                outside |= x <= 0
-            if ctx.needs_input_grad[1]:
-                ctx.save_for_backward(outside, x, y)
-            else:
-                ctx.save_for_backward(outside)
+        ctx.setting = grid, axis, relu
+        if needed and ctx.needs_input_grad[1]:
+            ctx.save_for_backward(kept, x, y)
+        elif needed:
+            ctx.save_for_backward(kept, x) if relu else ctx.save_for_backward(kept)
         elif relu:
-            ctx.save_for_backward(x <= 0)
+            ctx.save_for_backward(rounded, x)
         return y
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        _, axis = ctx.setting
+        grid, axis, relu = ctx.setting
         g = grads[0]
         saved = ctx.saved_tensors
-        inside = g.masked_fill(saved[0], 0.0) if saved else g
+        inside = g
+        if saved and grid.overflow != "WRAP":
+            inside = torch.ops.aten.hardtanh_backward(g.to(saved[0].dtype), saved[0], grid.low - 0.5, grid.high + 0.5)
+        if relu:
+            inside = inside * (saved[1] > 0)
         df = None
         if len(saved) == 3:
             x, y = saved[1:]
