@@ -389,3 +389,43 @@ def test_export_without_preparation_is_refused() -> None:
     while error is not None and not isinstance(error, FormatError):
         error = error.__cause__ or error.__context__
     assert error is not None and "prepare_export" in str(error)
+
+
+@pytest.mark.parametrize("batch_norm", ["fold", "affine"])
+def test_batch_norm_and_quantiser_in_one_pass_are_the_same(batch_norm: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 5, 3), nn.BatchNorm2d(5), nn.MaxPool2d(2)
+    )
+    x, g = torch.randn(16, 3, 12, 12), torch.randn(16, 5, 4, 4)
+    module = edgemat.quantize(
+        net, edgemat.Recipe(input="fixed<8,3>", activations="fixed<6>", outputs="fixed<6>", batch_norm=batch_norm)
+    )
+    edgemat.calibrate(module, [x])
+    twin = copy.deepcopy(module)
+    y = module.train()(x)
+    y.backward(g)
+    assert _functions(y).count("QuantizedBatch") == (2 if batch_norm == "fold" else 1)
+    monkeypatch.setattr(FixedQuantizer, "takes_affine", property(lambda self: False))
+    z = twin.train()(x)
+    z.backward(g)
+    assert "QuantizedBatch" not in _functions(z)
+    # The constant of the rounding joins the affine, so a value next to a tie may fall to its other side.
+    assert float((y != z).float().mean()) < 1e-3
+    for (name, a), b in zip(module.named_parameters(), twin.parameters(), strict=True):
+        assert torch.allclose(a.grad, b.grad, rtol=2e-2, atol=2e-2 * float(b.grad.abs().max()) + 1e-3), name
+    for name, value in module.named_buffers():
+        assert torch.allclose(value.float(), twin.get_buffer(name).float(), rtol=1e-4, atol=1e-5), name
+
+
+def _functions(y: torch.Tensor) -> str:
+    """The names of all autograd nodes behind y."""
+    names, stack, seen = [], [y.grad_fn], set()
+    while stack:
+        node = stack.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        names.append(node.name())
+        stack += [child for child, _ in node.next_functions]
+    return " ".join(names)
