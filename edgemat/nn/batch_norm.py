@@ -98,7 +98,7 @@ class QuantBatchNorm(QuantLayer):
     """Batch norm as a fixed-point affine, ``Requantize(a * x + b)`` per channel (axis 1), QFX's way.
 
     ``a = gamma / sqrt(var + eps)`` in the format `weights`, ``b = beta - mean * a`` (the unrounded a) on the grid of
-    the product. While training, the batch's statistics take the place of the running ones, in both a and b.
+    the product. While training, the batch's statistics take the place of the running ones, and b stays real.
 
     Args:
         norm: The torch batch norm whose parameters and statistics are taken over, or the number of channels.
@@ -143,6 +143,12 @@ class QuantBatchNorm(QuantLayer):
         """Whether the statistics of the batch are used (and the running ones updated)."""
         return self.training or self.estimating
 
+    @property
+    def quantizes_ahead(self) -> bool:
+        """Whether the affine with batch statistics and the next quantiser run in one pass."""
+        quantizer = self.next_quantizer
+        return self.uses_batch_statistics and quantizer is not None and quantizer.takes_affine
+
     def statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and biased variance per channel: of the batch (updating the running ones), or the running ones."""
         assert self.running_mean is not None and self.running_var is not None
@@ -183,17 +189,27 @@ class QuantBatchNorm(QuantLayer):
             if source is not None and source._observer is not None:
                 a, b = self.real_affine(mean, var)
                 return self.leave(torch.addcmul(b.float().view(shape), x.float(), a.float().view(shape)))
-            a, b = self.quantized(mean, var)
             if self.uses_batch_statistics:
-                quantizer = self.output_quantizer
-                if quantizer is not None and quantizer.takes_affine:
-                    return quantizer.affine(x.float(), a, b.float(), mean, var, self.eps)
-                return self.leave(BatchAffine.apply(x.float(), a, b.float(), mean, var, self.eps))
+                return self._batch_statistics(x.float(), mean, var)
+            a, b = self.quantized(mean, var)
             reach = self.known_source().grid.magnitude * self.weight_quantizer.grid.magnitude
             offset = int(torch.ldexp(b.detach(), self.accumulator_exponents()).abs().amax().item())
             carrier = self.carrier(reach + offset)
             y = torch.addcmul(b.to(carrier).view(shape), x.to(carrier), a.to(carrier).view(shape))
         return self.leave(y.float() if self.final and self.training else y)
+
+    def _batch_statistics(self, x: Tensor, mean: Tensor, var: Tensor) -> Tensor:
+        """The affine of a training step: a rounded, b real, as its grid is far finer than the statistics' noise."""
+        a = torch.rsqrt(var + self.eps)
+        if self.weight is not None:
+            a = a * self.weight
+        b = -mean * a if self.bias is None else torch.addcmul(self.bias, mean, a, value=-1.0)
+        a = self.weight_quantizer(a)
+        quantizer = self.next_quantizer
+        if quantizer is not None and self.quantizes_ahead:
+            return quantizer.affine(x, a, b, mean, var, self.eps)
+        y = BatchAffine.apply(x, a, b, mean, var, self.eps)
+        return self.leave(y)
 
     @torch.no_grad()
     def freeze(self) -> None:

@@ -130,9 +130,10 @@ class Handlers(Placement):
             return
         layer = activation.QuantReLU(self.output_quantizer(node, True, relu=True))
         layer.link(x.source)
-        if isinstance(x.maker, linear.WeightedLayer) and x.source is None and layer.output_quantizer is not None:
-            x.maker.precede(layer.output_quantizer)
-            layer.follow(x.maker)
+        before = x.maker if x.source is None else None
+        if isinstance(before, linear.WeightedLayer | QuantBatchNorm) and layer.output_quantizer is not None:
+            before.precede(layer.output_quantizer)
+            layer.follow(before)
         self.finish(node, self.call(self.module_name(node), layer, x.node), layer, True)
 
     def do_clip(self, node: fx.Node) -> None:

@@ -52,6 +52,7 @@ class QuantLayer(nn.Module):
         self.output_quantizer = quantizer_of(output, role="requantize", relu=relu)
         self.path = ""
         self._links = Link()
+        self._next = Link()
         self._frozen = False
 
     def link(self, *quantizers: FixedQuantizer | None) -> None:
@@ -87,6 +88,24 @@ class QuantLayer(nn.Module):
                 "one for the whole tensor; give it an input format of its own"
             )
         return source
+
+    def precede(self, quantizer: FixedQuantizer) -> None:
+        """Names the quantiser of the ReLU that takes this layer's result and nobody else does."""
+        self._next = Link(quantizer)
+
+    @property
+    def next_quantizer(self) -> FixedQuantizer | None:
+        """The quantiser directly behind this layer: its own, or that of the ReLU it precedes."""
+        if self.output_quantizer is not None:
+            return self.output_quantizer
+        found = self._next.modules[0] if self._next.modules else None
+        assert found is None or isinstance(found, FixedQuantizer)
+        return found
+
+    @property
+    def quantizes_ahead(self) -> bool:
+        """Whether batch norm with batch statistics and the next quantiser run in one pass in this layer."""
+        return False
 
     def enter(self, x: Tensor) -> Tensor:
         """Applies the own input quantiser, if any."""

@@ -77,7 +77,6 @@ class WeightedLayer(QuantLayer):
         self.bias_grid = Grid.of(Fixed(width, 0))
         self.final = False
         self._norm = Link()
-        self._next = Link()
         self._formats: dict[str, str] = {}
         self.reset_parameters()
 
@@ -169,19 +168,6 @@ class WeightedLayer(QuantLayer):
             else:
                 y = self._exact(x)
         return self.leave(y)
-
-    def precede(self, quantizer: FixedQuantizer) -> None:
-        """Names the quantiser of the ReLU that takes this layer's result and nobody else does."""
-        self._next = Link(quantizer)
-
-    @property
-    def next_quantizer(self) -> FixedQuantizer | None:
-        """The quantiser directly behind this layer: its own, or that of the ReLU it precedes."""
-        if self.output_quantizer is not None:
-            return self.output_quantizer
-        found = self._next.modules[0] if self._next.modules else None
-        assert found is None or isinstance(found, FixedQuantizer)
-        return found
 
     @property
     def quantizes_ahead(self) -> bool:

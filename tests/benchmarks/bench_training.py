@@ -56,6 +56,7 @@ def measure(rounds: int = ROUNDS) -> dict[str, float]:
     steps = {
         "float32": stepper(ResNet8(), x, y),
         "weights and activations": stepper(quantised(x), x, y),
+        "batch norm as an affine": stepper(quantised(x, batch_norm="affine"), x, y),
         "every element-wise layer": stepper(quantised(x, batch_norm="affine", every_layer=True), x, y),
     }
     best = dict.fromkeys(steps, float("inf"))

@@ -405,7 +405,7 @@ def test_batch_norm_and_quantiser_in_one_pass_are_the_same(batch_norm: str, monk
     twin = copy.deepcopy(module)
     y = module.train()(x)
     y.backward(g)
-    assert _functions(y).count("QuantizedBatch") == (2 if batch_norm == "fold" else 1)
+    assert _functions(y).count("QuantizedBatch") == 2
     monkeypatch.setattr(FixedQuantizer, "takes_affine", property(lambda self: False))
     z = twin.train()(x)
     z.backward(g)
