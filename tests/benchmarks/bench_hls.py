@@ -1,0 +1,98 @@
+"""Compile time, compiler memory and speed of the HLS C simulation, beside hls4ml's in the same run.
+
+``python -m tests.benchmarks hls`` prints the table; ``EDGEMAT_BENCH_PEERS=1`` adds hls4ml (see `peer_hls4ml`). The
+networks are the MLP 16-64-32-32-5 and the CNN of the documentation with random weights; 16-bit formats on both sides,
+hls4ml's default width.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from tests.benchmarks.peer_hls4ml import CASES, Peer, run_peer
+
+ROOT = Path(__file__).resolve().parents[2]
+SAMPLES = {"Mlp": 20000, "SmallCnn": 500}
+WRITE = """
+import sys
+import torch
+import edgemat
+from tests.networks import models
+name, path = sys.argv[1:]
+torch.manual_seed(0)
+module = getattr(models, name)().eval()
+example = torch.rand(64, *((16,) if name == "Mlp" else (1, 28, 28))) * 2 - 1
+recipe = edgemat.Recipe(input="fixed<16,6>", weights="fixed<16>", activations="fixed<16>", outputs="fixed<16>")
+q = edgemat.quantize(module, recipe)
+edgemat.calibrate(q, [example])
+edgemat.to_onnx(q.eval(), example[:2], path)
+"""
+# A process that held torch would count its own pages as the compiler's peak.
+COMPILE = """
+import json, resource, sys, time
+import numpy
+from edgemat.lower import read
+from edgemat.targets.hls.plan import Plan
+from edgemat.targets.hls.simulation import Simulation
+io, samples, path = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+graph = read(path)
+start = time.perf_counter()
+simulation = Simulation(graph, Plan(io=io))
+compile_s = time.perf_counter() - start
+peak_mb = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+tensor = graph.input_type(0)
+codes = numpy.random.default_rng(0).integers(-1024, 1024, (samples, *tensor.sample_shape))
+best = float("inf")
+with simulation:
+    for _ in range(3):
+        start = time.perf_counter()
+        simulation.run({tensor.name: codes})
+        best = min(best, time.perf_counter() - start)
+print("RESULT " + json.dumps({"compile_s": compile_s, "peak_mb": peak_mb, "rate": samples / best}))
+"""
+
+
+def _ours(name: str, io: str, folder: Path) -> dict[str, float]:
+    path = str(folder / f"{name}_{io}.onnx")
+    subprocess.run([sys.executable, "-c", WRITE, name, path], capture_output=True, check=True, cwd=ROOT)
+    command = [sys.executable, "-c", COMPILE, io, str(SAMPLES[name]), path]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    for line in done.stdout.splitlines():
+        if line.startswith("RESULT "):
+            return json.loads(line.removeprefix("RESULT "))
+    raise RuntimeError((done.stderr.strip().splitlines() or ["no message"])[-1])
+
+
+def main() -> None:
+    """Prints the table."""
+    import tempfile
+
+    peer = (
+        run_peer() if os.environ.get("EDGEMAT_BENCH_PEERS") == "1" else Peer(note="EDGEMAT_BENCH_PEERS=1 adds hls4ml")
+    )
+    table = Table(title="HLS C simulation: edgemat, and edgemat / hls4ml")
+    for column in ("network", "io", "compile s", "ratio", "peak MB", "ratio", "samples/s", "ratio"):
+        table.add_column(column, justify="left" if column in ("network", "io") else "right")
+    with tempfile.TemporaryDirectory() as name:
+        for case in CASES:
+            ours, theirs = _ours(*case, Path(name)), peer.cases.get(case, {})
+            cells = []
+            for key, digits in (("compile_s", 1), ("peak_mb", 0), ("rate", 0)):
+                ratio = f"{ours[key] / theirs[key]:.2f}" if key in theirs else "-"
+                cells += [f"{ours[key]:,.{digits}f}", ratio]
+            table.add_row(*case, *cells)
+    console = Console(width=120)
+    console.print(table)
+    if peer.note:
+        console.print(f"hls4ml: {peer.note}", markup=False)
+
+
+if __name__ == "__main__":
+    main()
