@@ -214,6 +214,8 @@ def _save(path: Path, result: Arrays) -> None:
             f"the model has {len(result)} outputs ({', '.join(result)}), and {path.name} can hold one; "
             "name an .npz file after -o."
         )
+    if not path.parent.is_dir():
+        raise click.UsageError(f"the folder {path.parent} does not exist; create it or name another file after -o.")
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:

@@ -105,12 +105,19 @@ def calibrate(
         The module, in the mode it came in.
 
     Raises:
-        FormatError: for an unknown method, no batches, or values that are not finite.
+        FormatError: for an unknown method, no batches, a module without quantisers, or values that are not finite.
     """
     if method not in METHODS:
         raise FormatError(f"calibration method is {method!r}, expected one of {', '.join(METHODS)}")
     if not 50.0 < percentile <= 100.0:
         raise FormatError(f"percentile is {percentile}, expected more than 50 and at most 100")
+    if isinstance(batches, Tensor):
+        raise FormatError("calibration got one tensor, expected an iterable of batches; put it into a list: [x]")
+    if not any(isinstance(part, FixedQuantizer) for part in module.modules()):
+        raise FormatError(
+            f"{type(module).__name__} holds no quantiser of edgemat.nn, expected a quantised module; call "
+            "edgemat.quantize first and calibrate its result"
+        )
     # Kept, because the batches are walked again if batch norms have to be estimated first.
     taken = list(itertools.islice(batches, max_batches))
     if not taken:

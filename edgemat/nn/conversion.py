@@ -18,6 +18,7 @@ from edgemat.errors import LoweringError
 from edgemat.nn.handlers import Handlers
 from edgemat.nn.kinds import ARITHMETIC
 from edgemat.nn.layer import QuantLayer
+from edgemat.nn.normal_form import normalize
 from edgemat.nn.placement import Value
 from edgemat.nn.quantizer import FixedQuantizer
 from edgemat.nn.tracing import refuse, trace
@@ -49,7 +50,7 @@ def quantize(model: nn.Module, recipe: Recipe | None = None) -> fx.GraphModule:
         raise LoweringError(f"quantize got a {type(recipe).__name__} as recipe, expected an edgemat.Recipe")
     keep_freed_memory()
     root = copy.deepcopy(model)
-    return Conversion(root, trace(root), recipe).run()
+    return Conversion(root, normalize(trace(root), root), recipe).run()
 
 
 def keep_freed_memory() -> None:

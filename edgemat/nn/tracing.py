@@ -43,6 +43,11 @@ def trace(model: nn.Module) -> fx.Graph:
     Raises:
         LoweringError: naming file and line of what cannot be traced, and the remedy.
     """
+    if LayerTracer().is_leaf_module(model, "") and any(True for _ in model.parameters()):
+        raise LoweringError(
+            f"quantize got a single {type(model).__name__}, expected a module that calls its layers; "
+            f"wrap it: torch.nn.Sequential({type(model).__name__}(...))"
+        )
     try:
         return LayerTracer().trace(model)
     except Exception as error:

@@ -150,3 +150,11 @@ def test_recipe_accepts_formats_and_texts() -> None:
     recipe = edgemat.Recipe(input=Fixed(8, 1), weights="fixed<6>", outputs="fixed<12,4>")
     assert recipe.input_format("anything") == Fixed(8, 1)
     assert recipe.layer([("fc", nn.Linear)]).activation(True) == Fixed(8, None, False)
+
+
+def test_wrong_use_is_refused_in_a_sentence() -> None:
+    x = torch.randn(4, 3)
+    with pytest.raises(FormatError, match=r"one tensor, expected an iterable of batches.*\[x\]"):
+        edgemat.calibrate(edgemat.quantize(torch.nn.Sequential(torch.nn.Linear(3, 2))), x)
+    with pytest.raises(FormatError, match=r"Linear holds no quantiser.*edgemat\.quantize"):
+        edgemat.calibrate(torch.nn.Linear(3, 2), [x])

@@ -21,6 +21,7 @@ import jinja2
 
 import edgemat
 from edgemat.errors import EdgematError
+from edgemat.targets.destination import check_destination
 from edgemat.targets.hls.config import Config, ConstantArray
 from edgemat.targets.hls.design import COMPLETE_ELEMENTS, REGISTER_PORT_BITS, Design, make_design
 from edgemat.targets.hls.plan import Plan, load_plan
@@ -306,8 +307,7 @@ def export(graph: Any, output: Path | str, **options: Any) -> Path:
     """
     files = project(graph, plan_from(**options)).files()
     output = Path(output)
-    if output.exists() and (not output.is_dir() or (any(output.iterdir()) and not (output / MARKER).exists())):
-        raise EdgematError(f"{output} exists and is not an edgemat hls project; choose another folder or remove it")
+    check_destination(output, "hls", MARKER)
     staging = None
     try:
         output.parent.mkdir(parents=True, exist_ok=True)

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from edgemat.errors import EdgematError
+from edgemat.targets.destination import check_destination
 from edgemat.targets.identifiers import Identifiers, identifier
 from edgemat.targets.layout import NativeTensor, Network, to_native
 from edgemat.targets.mcu.arena import Arena, plan_arena, tensor_bytes
@@ -62,6 +63,7 @@ def export(graph: Any, output: Path | str) -> Path:
     """
     files = project(graph).files()
     output = Path(output)
+    check_destination(output, "mcu", "model.h")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
@@ -84,8 +86,6 @@ def _replace(staging: Path, output: Path) -> None:
     if not output.exists():
         os.replace(staging, output)
         return
-    if not output.is_dir() or (any(output.iterdir()) and not (output / "model.h").exists()):
-        raise EdgematError(f"{output} exists and is not an edgemat mcu project; choose another folder or remove it")
     old = Path(tempfile.mkdtemp(prefix=f".{output.name}-old-", dir=output.parent))
     os.replace(output, old / "previous")
     try:
