@@ -167,7 +167,10 @@ def reshape(imp: Importer, node: ir.Node) -> None:
     tail = [d if isinstance(d, int) else None for d in dims[1:]]
     if not dims or None in tail or int(np.prod([d for d in tail if d is not None], dtype=np.int64)) != source.size:
         raise imp.refuse(node, f"{source.shape} to {dims}", "keep the batch on axis 0 and fixed sizes behind it")
-    imp.emit(node, "Reshape", [x], {"shape": tuple(int(d) for d in tail if d is not None)})
+    target = tuple(int(d) for d in tail if d is not None)
+    if source.format.per_channel and len(target) != 1 and target[:1] != source.sample_shape[:1]:
+        x = imp.operand(node, 0, per_tensor=True)
+    imp.emit(node, "Reshape", [x], {"shape": target})
 
 
 @handles("Transpose")
