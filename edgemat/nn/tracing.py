@@ -33,7 +33,7 @@ class LayerTracer(fx.Tracer):
         if isinstance(m, FixedQuantizer | QuantLayer):
             return True
         # A subclass that keeps torch's forward is that torch layer.
-        home = type(m).forward.__module__
+        home = type(m).forward.__module__ or ""  # a GraphModule's has none
         return home.startswith("torch.nn.modules") and not home.endswith((".container", ".module"))
 
 

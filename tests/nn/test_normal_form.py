@@ -92,3 +92,13 @@ def test_functional_dropout_follows_the_mode(training: bool) -> None:
 def test_a_single_layer_is_refused_with_the_remedy() -> None:
     with pytest.raises(LoweringError, match=r"single Linear.*torch\.nn\.Sequential"):
         edgemat.quantize(nn.Linear(4, 2))
+
+
+def test_a_traced_module_and_one_inside_another_can_be_quantised() -> None:
+    torch.manual_seed(0)
+    x = torch.rand(16, 8) * 2 - 1
+    traced = torch.fx.symbolic_trace(Keywords())
+    for model in (traced, nn.Sequential(traced)):
+        q = edgemat.quantize(model, FINE)
+        edgemat.calibrate(q, [x])
+        assert torch.allclose(q.eval()(x).float(), model(x), atol=0.01)
