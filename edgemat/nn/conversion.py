@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import copy
 
-import torch
 from torch import fx, nn
 
 from edgemat.errors import LoweringError
@@ -48,18 +47,8 @@ def quantize(model: nn.Module, recipe: Recipe | None = None) -> fx.GraphModule:
     recipe = Recipe() if recipe is None else recipe
     if not isinstance(recipe, Recipe):
         raise LoweringError(f"quantize got a {type(recipe).__name__} as recipe, expected an edgemat.Recipe")
-    keep_freed_memory()
     root = copy.deepcopy(model)
     return Conversion(root, normalize(trace(root), root), recipe).run()
-
-
-def keep_freed_memory() -> None:
-    """Makes glibc keep what a training step frees, a tenth of the step's time on some machines.
-
-    Freed blocks go back to the kernel above a threshold, and come back page by page in the next step. The threshold
-    follows the largest block freed so far, up to 32 MiB: freeing one of that size is all it takes.
-    """
-    torch.empty((32 << 20) - 8192, dtype=torch.uint8)
 
 
 class Conversion(Handlers):
