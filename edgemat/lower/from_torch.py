@@ -48,11 +48,12 @@ def to_onnx(
 def lowered(module: torch.nn.Module, example_input: Example, *, name: str | None = None) -> ir.Model:
     """The lowered model of `to_onnx`, not yet written."""
     from edgemat.nn import prepare_export
+    from edgemat.nn.conversion import network_name
 
     example = _two_samples(example_input)
     source, names = _exported(prepare_export(module), example)
     graph = source.graph
-    imp = Importer(_legal(name or type(module).__name__))
+    imp = Importer(_legal(name or network_name(module)))
     for value in graph.inputs:
         imp.input(value)
     needed = _needed(graph)

@@ -47,6 +47,11 @@ def quantize(model: nn.Module, recipe: Recipe | None = None) -> fx.GraphModule:
     recipe = Recipe() if recipe is None else recipe
     if not isinstance(recipe, Recipe):
         raise LoweringError(f"quantize got a {type(recipe).__name__} as recipe, expected an edgemat.Recipe")
+    if is_quantized(model):
+        raise LoweringError(
+            f"quantize got {type(model).__name__}, which quantize made already, expected a float module; call quantize "
+            "on the float module again, with the new recipe"
+        )
     root = copy.deepcopy(model)
     return Conversion(root, normalize(trace(root), root), recipe).run()
 
@@ -63,8 +68,12 @@ class Conversion(Handlers):
         for node in self.new.nodes:
             node.type = None  # an annotation that is a text cannot be pickled
         self.new.lint()
-        module = fx.GraphModule(self.root, self.new, f"Quantized{type(self.root).__name__}")
+        name = f"Quantized{type(self.root).__name__}"
+        module = fx.GraphModule(self.root, self.new, name)
         name_modules(module)
+        for part in module.modules():
+            if isinstance(part, QuantLayer | FixedQuantizer):
+                part.network = name
         # Containers come before their parts, so each part ends in the mode its float module was in.
         for name, part in self.originals().items():
             if _has(module, name):
@@ -117,6 +126,22 @@ def name_modules(module: nn.Module) -> None:
     for name, part in module.named_modules():
         if isinstance(part, QuantLayer | FixedQuantizer):
             part.path = name
+
+
+def network_name(module: nn.Module) -> str:
+    """The class name of a module; of a result of `quantize` the name it had then, which copies and files lose."""
+    if isinstance(module, fx.GraphModule):
+        for part in module.modules():
+            if isinstance(part, QuantLayer | FixedQuantizer) and part.network:
+                return part.network
+    return type(module).__name__
+
+
+def is_quantized(module: nn.Module) -> bool:
+    """Whether `module` is a result of `quantize`, a copy or a loaded one included."""
+    return isinstance(module, fx.GraphModule) and any(
+        isinstance(part, QuantLayer | FixedQuantizer) and part.network for part in module.modules()
+    )
 
 
 def _has(root: nn.Module, name: str) -> bool:

@@ -37,12 +37,15 @@ class QuantLayer(nn.Module):
         input_quantizer: Quantiser of the input, owned by this layer, or None.
         output_quantizer: Quantiser of the result, or None where the exact result leaves the layer.
         path: Name of this layer in its network, for messages.
+        network: Name of the network `quantize` made, of which this layer is a part, or "".
 
     Args:
         input: Format of an own input quantiser, or None.
         output: Format of the result, or None.
         relu: Whether the output quantiser applies a ReLU first.
     """
+
+    network = ""
 
     def __init__(
         self, input: str | Fixed | None = None, output: str | Fixed | FixedQuantizer | None = None, relu: bool = False

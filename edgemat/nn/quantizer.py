@@ -42,6 +42,7 @@ class FixedQuantizer(nn.Module):
         frac: Fractional bits, float32, shape ``[]`` or ``[channels]``; a parameter where learned, else a buffer.
         calibrated: Whether the binary point is set: by the format, calibration, a checkpoint or the first batch.
         path: Name of this quantiser in its network, for messages.
+        network: Name of the network `quantize` made, of which this quantiser is a part, or "".
 
     Args:
         format: A format or its text; without ``int_bits`` the binary point is learned.
@@ -51,6 +52,8 @@ class FixedQuantizer(nn.Module):
         role: ``"input"`` for real values from outside, ``"requantize"`` for values on a grid already,
             ``"weights"`` for parameters.
     """
+
+    network = ""
 
     def __init__(
         self,

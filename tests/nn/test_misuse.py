@@ -1,0 +1,68 @@
+"""What users get wrong around `quantize`, and the sentence that tells them so; copies and files of a network."""
+
+from __future__ import annotations
+
+import copy
+import io
+
+import pytest
+import torch
+from torch import nn
+
+import edgemat
+from edgemat.errors import LoweringError
+from edgemat.nn import QuantLinear
+
+
+class Small(nn.Module):
+    """A convolution, a mean and a linear layer on ``[N, 3, 8, 8]``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.relu, self.head = nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.head(self.relu(self.conv(x)).mean((2, 3)))
+
+
+def network(recipe: edgemat.Recipe | None = None) -> tuple[nn.Module, torch.Tensor]:
+    """A calibrated `Small` and its batch."""
+    torch.manual_seed(0)
+    x = torch.randn(4, 3, 8, 8)
+    q = edgemat.quantize(Small(), recipe)
+    edgemat.calibrate(q, [x])
+    return q, x
+
+
+def through_a_file(q: nn.Module) -> nn.Module:
+    """What `torch.save` and `torch.load` of the whole module give."""
+    file = io.BytesIO()
+    torch.save(q, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+@pytest.mark.parametrize("again", [lambda q: q, copy.deepcopy, through_a_file])
+def test_a_quantised_network_is_not_quantised_again(again) -> None:
+    q, _ = network()
+    with pytest.raises(LoweringError, match=r"quantize made already.*float module"):
+        edgemat.quantize(again(q), edgemat.Recipe(weights="fixed<4>"))
+
+
+def test_a_module_of_edgemat_layers_may_be_quantised() -> None:
+    model = nn.Sequential(QuantLinear(3, 4, input="fixed<8,3>", output="fixed<8>"), nn.ReLU(), nn.Linear(4, 2))
+    q = edgemat.quantize(model)
+    edgemat.calibrate(q, [torch.randn(4, 3)])
+
+
+@pytest.mark.parametrize(
+    "other", [copy.deepcopy, through_a_file, lambda q: copy.deepcopy(through_a_file(copy.deepcopy(q)))]
+)
+def test_a_copy_writes_the_same_bytes(other, tmp_path) -> None:
+    q, x = network()
+    edgemat.to_onnx(q, x, tmp_path / "a.onnx")
+    edgemat.to_onnx(other(q), x, tmp_path / "b.onnx")
+    written = (tmp_path / "a.onnx").read_bytes()
+    assert b"QuantizedSmall" in written and written == (tmp_path / "b.onnx").read_bytes()
+    edgemat.to_onnx(q, x, tmp_path / "c.onnx", name="other")
+    assert written != (tmp_path / "c.onnx").read_bytes()
