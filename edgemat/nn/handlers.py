@@ -204,6 +204,8 @@ class Handlers(Placement):
         if node.kwargs.get("alpha", 1) != 1:
             raise refuse(node, self.root, "scales its second operand by alpha, expected alpha=1", "multiply first")
         a, b = argument(node, 0, "input"), argument(node, 1, "other")
+        if kind == "matmul":
+            self.check_factors(node, a, b)
         left, right = self.join_operand(node, a), self.join_operand(node, b)
         positive = left.non_negative and right.non_negative and kind != "sub"
         made = {"add": join.QuantAdd, "sub": join.QuantSub, "mul": join.QuantMul, "matmul": join.QuantMatMul}[kind]
@@ -212,6 +214,19 @@ class Handlers(Placement):
         self.finish(node, self.call(self.module_name(node), layer, left.node, right.node), layer, positive)
 
     do_sub = do_mul = do_matmul = do_add
+
+    def check_factors(self, node: fx.Node, *factors: Any) -> None:
+        """Refuses a matrix product with a parameter or constant: that is a layer with weights."""
+        for given in factors:
+            if isinstance(given, fx.Node) and self.values[given].tensor:
+                continue
+            found = f"the parameter {given.target!r}" if getattr(given, "op", "") == "get_attr" else "a constant"
+            raise refuse(
+                node,
+                self.root,
+                f"multiplies by {found}, expected two tensors that depend on the input",
+                "use torch.nn.Linear, or edgemat.nn.QuantLinear in a module of your own, for weights",
+            )
 
     def join_operand(self, node: fx.Node, given: Any) -> Value:
         """An operand of a join: a value, a parameter or buffer, or a number."""

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import edgemat
-from edgemat.errors import LoweringError
+from edgemat.errors import LoweringError, UnsupportedOpError
 from edgemat.nn import QuantLinear
 
 
@@ -66,3 +66,34 @@ def test_a_copy_writes_the_same_bytes(other, tmp_path) -> None:
     assert b"QuantizedSmall" in written and written == (tmp_path / "b.onnx").read_bytes()
     edgemat.to_onnx(q, x, tmp_path / "c.onnx", name="other")
     assert written != (tmp_path / "c.onnx").read_bytes()
+
+
+class Product(nn.Module):
+    """A matrix product with a parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.head = nn.Parameter(torch.randn(3, 4)), nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.head(self.product(x))
+
+    def product(self, x):
+        return x @ self.weight
+
+
+class MatmulProduct(Product):
+    def product(self, x):
+        return torch.matmul(x, other=self.weight)
+
+
+class TransposedProduct(Product):
+    def product(self, x):
+        return torch.matmul(self.weight.transpose(0, 1), x.transpose(0, 1)).transpose(0, 1)
+
+
+@pytest.mark.parametrize("kind", [Product, MatmulProduct, TransposedProduct])
+def test_a_product_with_a_parameter_is_refused_with_its_place(kind) -> None:
+    line = kind.product.__code__.co_firstlineno + 1
+    with pytest.raises(UnsupportedOpError, match=rf"test_misuse\.py:{line}: function matmul multiplies by.*nn\.Linear"):
+        edgemat.quantize(kind())
