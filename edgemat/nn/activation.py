@@ -9,7 +9,7 @@ from edgemat.errors import FormatError
 from edgemat.formats import Fixed
 from edgemat.nn.emission import emit, exporting
 from edgemat.nn.layer import Link, QuantLayer, exact_arithmetic
-from edgemat.nn.quantizer import FixedQuantizer, unsigned
+from edgemat.nn.quantizer import FixedQuantizer, check_points, unsigned
 
 
 class QuantReLU(QuantLayer):
@@ -118,6 +118,7 @@ class QuantPReLU(QuantLayer):
         input: str | Fixed | None = "fixed<8>",
     ):
         super().__init__(input, output)
+        check_points(weights, None, f"a {type(self).__name__}")
         slopes = torch.full((num_parameters,), init)
         if learn:
             self.weight = nn.Parameter(slopes)
@@ -169,6 +170,7 @@ class QuantConstant(QuantLayer):
 
     def __init__(self, format: str | Fixed, value: Tensor | None = None, target: str = ""):
         super().__init__()
+        check_points(format, None, f"the constant {target}".rstrip())
         self.weight_quantizer = FixedQuantizer(format, role="weights")
         self.target = target
         self.register_buffer("value", value, persistent=False)

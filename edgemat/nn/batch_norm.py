@@ -11,7 +11,7 @@ from edgemat.formats import Fixed
 from edgemat.nn.affine import BatchAffine
 from edgemat.nn.emission import emit, exporting
 from edgemat.nn.layer import QuantLayer, exact_arithmetic
-from edgemat.nn.quantizer import FixedQuantizer
+from edgemat.nn.quantizer import FixedQuantizer, check_points
 from edgemat.nn.rounding import Grid, QuantizeChannels
 
 
@@ -128,6 +128,7 @@ class QuantBatchNorm(QuantLayer):
             self.register_buffer(name, getattr(plain, name))
         self.eps, self.momentum, self.num_features = plain.eps, plain.momentum, plain.num_features
         fmt = Fixed.parse(weights) if isinstance(weights, str) else weights
+        check_points(fmt, self.num_features, f"a {type(self).__name__}")
         learned = per_channel and fmt.int_bits is None
         self.weight_quantizer = FixedQuantizer(
             fmt, channels=self.num_features if learned else None, axis=0, role="weights"

@@ -33,6 +33,7 @@ class Handlers(Placement):
             return
         norm = self.foldable_norm(node) if not shared else None
         rules = self.layer_recipe(node)
+        self.check_weights(node, old)
         options: dict[str, Any] = {
             "weights": rules.weights,
             "bias_format": rules.bias,
@@ -108,6 +109,7 @@ class Handlers(Placement):
             self.values[node] = Value(call, x.source, x.non_negative, maker=x.maker)
             return
         rules = self.layer_recipe(node)
+        self.check_weights(node, self.old_module(node))
         x = self.operand(self.enter(node, x))
         layer = QuantBatchNorm(
             self.old_module(node),
@@ -166,6 +168,7 @@ class Handlers(Placement):
         x = self.operand(self.values[node.args[0]])  # type: ignore[index]
         old = self.old_module(node)
         rules = self.layer_recipe(node)
+        self.check_weights(node, old)
         quantizer = self.output_quantizer(node, False)
         if old is not None and module_type(old) is nn.PReLU:
             layer = activation.QuantPReLU(old.num_parameters, weights=rules.weights, output=quantizer, input=None)
@@ -232,6 +235,8 @@ class Handlers(Placement):
         """An operand of a join: a value, a parameter or buffer, or a number."""
         rules = self.layer_recipe(node)
         number = as_number(given)
+        if number is not None or (isinstance(given, fx.Node) and given.op == "get_attr"):
+            self.check_weights(node, None)
         if number is not None:
             layer = activation.QuantConstant(rules.weights, torch.tensor(number))
             call = self.call(self.unused(f"{node.name}_constant"), layer)

@@ -27,7 +27,7 @@ from edgemat.formats import Fixed
 from edgemat.nn.batch_norm import BatchNorm, folded_scale
 from edgemat.nn.emission import emit, exporting
 from edgemat.nn.layer import Link, QuantLayer, exact_arithmetic
-from edgemat.nn.quantizer import FixedQuantizer
+from edgemat.nn.quantizer import FixedQuantizer, check_points
 from edgemat.nn.rounding import Grid, QuantizeChannels
 
 _BIAS_LIMIT = 32
@@ -67,6 +67,8 @@ class WeightedLayer(QuantLayer):
         width = (Fixed.parse(bias_format) if isinstance(bias_format, str) else bias_format).width
         if width > _BIAS_LIMIT:
             raise FormatError(f"a bias of {width} bits was asked for, expected at most {_BIAS_LIMIT}")
+        grouped = self.out_axis == 1 and outputs != shape[1]
+        check_points(fmt, None if grouped else outputs, f"a {type(self).__name__}")
         learned = per_channel and fmt.int_bits is None
         self.weight = nn.Parameter(torch.empty(*shape))
         self.bias = nn.Parameter(torch.empty(outputs)) if bias else None

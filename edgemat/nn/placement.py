@@ -11,7 +11,7 @@ from edgemat.errors import FormatError, LoweringError
 from edgemat.formats import Fixed
 from edgemat.nn.kinds import ABSORBING, ARITHMETIC, TRANSPARENT, kind_of
 from edgemat.nn.layer import QuantLayer
-from edgemat.nn.quantizer import FixedQuantizer
+from edgemat.nn.quantizer import FixedQuantizer, check_points
 from edgemat.recipe import LayerRecipe, Recipe, nearest
 
 
@@ -119,6 +119,21 @@ class Placement:
     def layer_recipe(self, *chain: fx.Node) -> LayerRecipe:
         """What holds for a chain of nodes that share one output."""
         return self.recipe.layer([self.named(n) for n in chain])
+
+    def check_weights(self, node: fx.Node, old: nn.Module | None) -> None:
+        """Refuses stated binary points per channel that are not as many as the layer's output channels.
+
+        Args:
+            node: The layer's node.
+            old: Its float module; anything but linear layers, convolutions and batch norms has one binary point.
+        """
+        channels = next(
+            (getattr(old, name) for name in ("out_features", "out_channels", "num_features") if hasattr(old, name)),
+            None,
+        )
+        if isinstance(old, nn.ConvTranspose2d) and old.groups > 1:
+            channels = None
+        check_points(self.layer_recipe(node).weights, channels, f"layer {self.named(node)[0]!r}")
 
     def chain(self, node: fx.Node) -> list[fx.Node]:
         """The operations directly before `node` whose exact results it takes: ``conv, bn, relu`` for the ReLU."""

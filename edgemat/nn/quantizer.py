@@ -311,6 +311,24 @@ def quantizer_of(format: str | Fixed | FixedQuantizer | None, **options: Any) ->
     return FixedQuantizer(format, **options)
 
 
+def check_points(format: str | Fixed, channels: int | None, label: str) -> None:
+    """Refuses weights with stated binary points per channel for a layer of another number of channels.
+
+    Args:
+        format: Format of the weights.
+        channels: Output channels of the layer, or None where its weights share one binary point.
+        label: What the message calls the layer.
+    """
+    fmt = Fixed.parse(format) if isinstance(format, str) else format
+    if not isinstance(fmt.int_bits, tuple) or len(fmt.int_bits) == channels:
+        return
+    expected = "one for the whole tensor" if channels is None else f"{channels}, one per output channel"
+    raise FormatError(
+        f"{label} has weights {fmt} with {len(fmt.int_bits)} binary points, expected {expected}; state them in a rule "
+        "for this layer alone, or leave them out and let them be learned"
+    )
+
+
 def codes(values: Tensor, format: str | Fixed, axis: int = 1) -> Tensor:
     """int64 codes of exact values on the grid of a format.
 

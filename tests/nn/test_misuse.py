@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import io
+from collections import OrderedDict
 
 import pytest
 import torch
 from torch import nn
 
 import edgemat
-from edgemat.errors import LoweringError, UnsupportedOpError
+from edgemat.errors import FormatError, LoweringError, UnsupportedOpError
 from edgemat.nn import QuantLinear
 
 
@@ -97,3 +98,31 @@ def test_a_product_with_a_parameter_is_refused_with_its_place(kind) -> None:
     line = kind.product.__code__.co_firstlineno + 1
     with pytest.raises(UnsupportedOpError, match=rf"test_misuse\.py:{line}: function matmul multiplies by.*nn\.Linear"):
         edgemat.quantize(kind())
+
+
+THREE = {"weights": "fixed<8,[2,1,2]>"}
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.Linear(3, 4), "4"),
+        (nn.Conv2d(3, 4, 1), "4"),
+        (nn.ConvTranspose2d(3, 4, 1), "4"),
+        (nn.ConvTranspose2d(3, 9, 1, groups=3), "one for the whole"),
+        (nn.BatchNorm2d(4), "4"),
+        (nn.PReLU(3), "one for the whole"),
+    ],
+)
+def test_stated_points_of_another_number_of_channels_name_the_layer(layer, shape) -> None:
+    recipe = edgemat.Recipe(rules={"part": THREE})
+    with pytest.raises(FormatError, match=rf"layer 'part' has weights .* 3 binary points, expected {shape}"):
+        edgemat.quantize(nn.Sequential(OrderedDict(part=layer)), recipe)
+
+
+def test_stated_points_one_per_channel_are_taken() -> None:
+    recipe = edgemat.Recipe(rules={"head": {"weights": "fixed<8,[2,1]>"}})
+    q, _ = network(recipe)
+    assert q.get_submodule("head").weight_quantizer.format.int_bits == (2, 1)
+    with pytest.raises(FormatError, match=r"QuantLinear .*3 binary points, expected 2"):
+        QuantLinear(4, 2, weights="fixed<8,[2,1,2]>")
