@@ -2,7 +2,7 @@
 
 * every rail, zero, alternating rails and single steps beside them;
 * for every sum that reads a network input directly (through reshapes and transposes at most), the input that drives it
-  to either end of its proved interval;
+  to either end of its proved interval (the other sums: `isolated`);
 * samples, picked from random ones, whose accumulators lie on a tie of their requantisation or one LSB beside it.
 """
 
@@ -76,35 +76,54 @@ def _driving(call: Call, weights: np.ndarray, first: int, lo: int, hi: int) -> n
     return codes
 
 
+def reads_input(graph: Graph, call: Call) -> bool:
+    """Whether a call reads a network input through pure moves of codes at most."""
+    return _input_behind(graph, call) is not None
+
+
+def driving_codes(call: Call, rows: int) -> list[np.ndarray]:
+    """Operands of a Linear or Conv that drive its widest `rows` channels to the largest and the smallest sum.
+
+    The channel whose sum spans the proved interval's upper end and the one that spans its lower end come first.
+    """
+    weights, bias = call.constants[1], call.constants.get(2)
+    lo, hi = call.x[0].lo, call.x[0].hi
+    if call.op.name == "Conv" and any(call.attrs["pads"]):
+        lo, hi = min(lo, 0), max(hi, 0)
+    flat = weights.reshape(weights.shape[0], -1)
+    offset = 0 if bias is None else bias
+    top = np.where(flat > 0, flat * hi, flat * lo).sum(axis=1) + offset
+    bottom = np.where(flat > 0, flat * lo, flat * hi).sum(axis=1) + offset
+    order = [int(top.argmax()), int(bottom.argmin()), *np.argsort(-(top - bottom), kind="stable").tolist()]
+    per = weights.shape[0] // call.attrs.get("groups", 1)
+    made = []
+    for row in list(dict.fromkeys(order))[:rows]:
+        first = (row // per) * weights.shape[1] if call.op.name == "Conv" else 0
+        for low, high in ((call.x[0].lo, call.x[0].hi), (call.x[0].hi, call.x[0].lo)):
+            made.append(_driving(call, weights[row], first, low, high).astype(np.int64))
+    return made
+
+
 def extremes(graph: Graph) -> list[dict[str, np.ndarray]]:
     """Samples that drive the sums next to the inputs to both ends of their proved intervals."""
     made: list[dict[str, np.ndarray]] = []
-    middle = {
-        n: np.full(graph.tensors[n].sample_shape, min(max(0, graph.tensors[n].lo), graph.tensors[n].hi))
-        for n in graph.inputs
-    }
+    middle = {}
+    for name in graph.inputs:
+        t = graph.tensors[name]
+        middle[name] = np.full(t.sample_shape, min(max(0, t.lo), t.hi))
     for call in graph.nodes:
-        if call.op.name not in ("Linear", "Conv"):
-            continue
-        found = _input_behind(graph, call)
+        found = _input_behind(graph, call) if call.op.name in ("Linear", "Conv") else None
         if found is None:
             continue
         name, moves = found
-        weights = call.constants[1]
-        lo, hi = call.x[0].lo, call.x[0].hi
-        per = weights.shape[0] // call.attrs.get("groups", 1)
-        reach = np.abs(weights.reshape(weights.shape[0], -1)).sum(axis=1)
-        order = np.argsort(-reach, kind="stable")[: MAX_EXTREMES // 2]
-        for row in order.tolist():
-            first = (row // per) * weights.shape[1] if call.op.name == "Conv" else 0
-            for low, high in ((lo, hi), (hi, lo)):
-                codes = _driving(call, weights[row], first, low, high)[None]
-                for move in moves:
-                    if move.op.name == "Reshape":
-                        codes = codes.reshape(1, *move.x[0].sample_shape)
-                    else:
-                        codes = codes.transpose(0, *(1 + np.argsort(move.attrs["perm"])))
-                made.append({**middle, name: codes[0].astype(np.int64)})
+        for codes in driving_codes(call, MAX_EXTREMES // 2):
+            codes = codes[None]
+            for move in moves:
+                if move.op.name == "Reshape":
+                    codes = codes.reshape(1, *move.x[0].sample_shape)
+                else:
+                    codes = codes.transpose(0, *(1 + np.argsort(move.attrs["perm"])))
+            made.append({**middle, name: codes[0]})
     return made
 
 

@@ -17,6 +17,7 @@ from edgemat.sim import reference
 from edgemat.sim.arrays import Arrays, by_name, to_codes, to_float32
 from edgemat.verification import backends as rooms
 from edgemat.verification.corners import corner_codes
+from edgemat.verification.isolated import isolated
 from edgemat.verification.report import EXACT, MISMATCH, UNAVAILABLE, BackendResult, Mismatch, Report
 
 DEFAULT_SAMPLES = 64
@@ -71,6 +72,8 @@ def verify(
     with _progress(len(chosen) + 1) as advance:
         advance("reference")
         expected = reference.run(graph, feeds)
+        apart = isolated(graph)
+        truth = None if apart is None else reference.run(*apart)
         rows: dict[str, BackendResult] = {}
         first: tuple[int, Mismatch] | None = None
         for backend in chosen:
@@ -85,6 +88,16 @@ def verify(
             rows[backend.name] = _compare(expected, found)
             if rows[backend.name].status == MISMATCH:
                 at = _locate(graph, backend, feeds, expected, found)
+                if first is None or at[0] < first[0]:
+                    first = at
+                continue
+            if apart is None or truth is None:
+                continue
+            alone = truth if backend.name == "reference" else backend.run_isolated(*apart)
+            if alone is not None:
+                rows[backend.name] = _sum(rows[backend.name], _compare(truth, alone))
+            if alone is not None and rows[backend.name].status == MISMATCH:
+                at = _locate_isolated(graph, backend.name, truth, alone)
                 if first is None or at[0] < first[0]:
                     first = at
     proved = all(call.bounds.magnitude < 1 << 63 for call in graph.nodes)
@@ -165,6 +178,28 @@ def _locate(
             return position, Mismatch(backend.name, node, index, int(expected[name][spot]), int(other[spot]))
     name = graph.outputs[0]
     return len(order), Mismatch(backend.name, name, [sample], int(expected[name].flat[0]), 0)
+
+
+def _sum(a: BackendResult, b: BackendResult) -> BackendResult:
+    """Both comparisons as one row."""
+    mismatches = a.mismatches + b.mismatches
+    return BackendResult(MISMATCH if mismatches else EXACT, a.compared + b.compared, mismatches, a.reason or b.reason)
+
+
+def _locate_isolated(
+    graph: Graph, backend: str, truth: dict[str, np.ndarray], alone: dict[str, np.ndarray]
+) -> tuple[int, Mismatch]:
+    """The first node that differs when it stands alone; the index's sample counts the driving vectors."""
+    for position, call in enumerate(graph.nodes):
+        name = call.outputs[0]
+        other = alone.get(name)
+        if name not in truth or (other is not None and (other == truth[name]).all()):
+            continue
+        index = [0] if other is None else [int(i) for i in np.argwhere(other != truth[name])[0]]
+        found = 0 if other is None else int(other[tuple(index)])
+        expected = int(truth[name].flat[0] if other is None else truth[name][tuple(index)])
+        return position, Mismatch(backend, call.name, index, expected, found)
+    raise AssertionError("called without a difference")
 
 
 def _first_sample(expected: np.ndarray, found: np.ndarray | None) -> int:

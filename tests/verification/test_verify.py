@@ -14,6 +14,7 @@ from edgemat.lower import read
 from edgemat.sim import reference
 from edgemat.verification import backends as rooms
 from edgemat.verification.corners import corner_codes
+from edgemat.verification.isolated import isolated
 from tests.verification.mutation import KINDS, mutant
 
 BACKENDS = ("onnx", "hls:parallel", "hls:stream", "mcu", "mcu:cortex-m4", "mcu:rv32imc")
@@ -33,7 +34,11 @@ def test_backend_is_exact(small, name):
     assert report.ok, report.to_dict()
     assert {row.status for row in report.backends.values()} == {"exact"}
     assert report.samples == 40 + report.corners and report.corners > 10
-    assert report.backends[name].compared == report.samples * 5
+    assert report.backends["torch"].compared == report.samples * 5
+    # The sums taken apart are compared on top: conv2's map and fc's output.
+    alone, codes = isolated(read(path))
+    extra = sum(t.size for call in alone.nodes for t in call.y) * len(next(iter(codes.values())))
+    assert report.backends[name].compared == report.samples * 5 + extra
     assert report.overflow_proved
 
 
@@ -152,3 +157,38 @@ def test_corners_reach_the_proved_extremes(small):
     tensors = reference.trace(graph, codes)
     for name, array in tensors.items():
         assert array.min() >= graph.tensors[name].lo and array.max() <= graph.tensors[name].hi
+
+
+def test_isolated_sums_reach_their_proved_extremes(small):
+    """Sums behind other sums meet both ends of their intervals when their node stands alone."""
+    _, path, _ = small
+    graph = read(path)
+    apart = isolated(graph)
+    assert apart is not None
+    alone, codes = apart
+    assert [call.name for call in alone.nodes] == ["conv2", "fc"]
+    for call in alone.nodes:
+        operand = codes[call.inputs[0]]
+        assert operand.min() >= call.x[0].lo and operand.max() <= call.x[0].hi
+        exact = call.op.compute(call, operand, *(call.constants[i] for i in sorted(call.constants)))
+        assert (int(exact.min()), int(exact.max())) == call.bounds.final
+        original = next(c for c in graph.nodes if c.name == call.name)
+        assert call.bounds == original.bounds and call.y == original.y
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_a_wrong_isolated_sum_is_caught(small, name, monkeypatch):
+    """A backend right on the whole network and wrong in one sum alone is a mismatch that names the node."""
+    usable(name)
+    _, path, x = small
+    backend = type(rooms.make(name, None))
+    run = backend.run_isolated
+
+    def wrong(self, graph, codes):
+        found = run(self, graph, codes)
+        found[graph.outputs[-1]] = found[graph.outputs[-1]] + 1
+        return found
+
+    monkeypatch.setattr(backend, "run_isolated", wrong)
+    report = edgemat.verify(path, x.numpy()[:3], backends=(name,))
+    assert not report.ok and report.first_mismatch.node == "fc" and report.first_mismatch.backend == name
