@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from edgemat.errors import FormatError
-from edgemat.formats import Fixed
+from edgemat.formats import OVERFLOWS, ROUNDINGS, Fixed
 from edgemat.nn.affine import QuantizedBatchAffine, QuantizedBatchNorm
 from edgemat.nn.emission import emit, exporting
 from edgemat.nn.rounding import (
@@ -22,6 +22,8 @@ from edgemat.nn.rounding import (
     power_of_two,
     range_frac,
 )
+
+EXTRA_STATE = "_extra_state"  # torch's name for what get_extra_state returns
 
 
 class Observer(Protocol):
@@ -118,8 +120,12 @@ class FixedQuantizer(nn.Module):
             FormatError: if the quantiser is not calibrated.
         """
         self._check_ready()
-        blank = Fixed(self.grid.width, None, self.grid.signed, self.grid.rounding, self.grid.overflow)
-        return blank.with_frac(self.exponents().tolist() if self.per_channel else self.exponent())
+        return self._blank.with_frac(self.exponents().tolist() if self.per_channel else self.exponent())
+
+    @property
+    def _blank(self) -> Fixed:
+        """The format with its binary point left open."""
+        return Fixed(self.grid.width, None, self.grid.signed, self.grid.rounding, self.grid.overflow)
 
     def exponent(self) -> int:
         """The rounded fractional bits of a per-tensor format."""
@@ -279,6 +285,15 @@ class FixedQuantizer(nn.Module):
         op = "Quantize" if self.role == "input" else "Requantize"
         return emit(op, (x,), x.shape, y_format=self._frozen)
 
+    def get_extra_state(self) -> Tensor:
+        """Width, signedness, rounding and overflow as int64 numbers, kept in a `state_dict` beside the binary point."""
+        grid = self.grid
+        modes = ROUNDINGS.index(grid.rounding), OVERFLOWS.index(grid.overflow)
+        return torch.tensor([grid.width, int(grid.signed), *modes])
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Nothing to do: loading has compared the format already."""
+
     def _load_from_state_dict(
         self,
         state_dict: dict[str, Any],
@@ -293,12 +308,34 @@ class FixedQuantizer(nn.Module):
         own = [prefix + name for name in ("frac", "calibrated", "seen")]
         if not any(key in state_dict for key in own):
             return
+        found = self._other_format(state_dict, prefix)
+        if found is not None:
+            errors.append(
+                f"quantiser {prefix.removesuffix('.')!r} is {self._blank} in this network, but the checkpoint holds "
+                f"{found}; quantise with the recipe the checkpoint was trained with"
+            )
+            return
         super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, unexpected, errors)
+        if prefix + EXTRA_STATE in missing:
+            missing.remove(prefix + EXTRA_STATE)  # from before formats were kept
         self._ready = bool(self.calibrated.item())
+
+    def _other_format(self, state_dict: dict[str, Any], prefix: str) -> Fixed | str | None:
+        """The format a checkpoint holds for this quantiser, or None where it is this one's, or not kept."""
+        kept = state_dict.get(prefix + EXTRA_STATE)
+        if kept is not None and kept.tolist() != self.get_extra_state().tolist():
+            width, signed, rounding, overflow = kept.tolist()
+            return Fixed(width, None, bool(signed), ROUNDINGS[rounding], OVERFLOWS[overflow])
+        frac = state_dict.get(prefix + "frac")
+        if self.stated and frac is not None and frac.shape == self.frac.shape:
+            points = frac.detach().float().round().tolist()
+            if points != self.exponents().tolist():
+                return f"{points} fractional bits instead of {self.exponents().tolist()}"
+        return None
 
     def extra_repr(self) -> str:
         """The format, for printing."""
-        fmt = Fixed(self.grid.width, None, self.grid.signed, self.grid.rounding, self.grid.overflow)
+        fmt = self._blank
         learned = "" if self.stated else ", learned"
         points = "" if not self._ready else f", frac_bits={self.exponents().tolist()}"
         return f"{fmt}{points}{learned}{', relu' if self.relu else ''}"

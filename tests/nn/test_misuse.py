@@ -126,3 +126,45 @@ def test_stated_points_one_per_channel_are_taken() -> None:
     assert q.get_submodule("head").weight_quantizer.format.int_bits == (2, 1)
     with pytest.raises(FormatError, match=r"QuantLinear .*3 binary points, expected 2"):
         QuantLinear(4, 2, weights="fixed<8,[2,1,2]>")
+
+
+def saved(q: nn.Module) -> dict[str, torch.Tensor]:
+    """The state of `q` as a file holds it, read with tensors alone allowed."""
+    file = io.BytesIO()
+    torch.save(q.state_dict(), file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+def test_a_checkpoint_of_the_same_formats_loads_from_a_file() -> None:
+    q, x = network()
+    twin = edgemat.quantize(Small())
+    assert not any(twin.load_state_dict(saved(q)))
+    assert torch.equal(twin.eval()(x), q.eval()(x))
+    earlier = {name: value for name, value in saved(q).items() if not name.endswith("_extra_state")}
+    assert not any(edgemat.quantize(Small()).load_state_dict(earlier))
+
+
+@pytest.mark.parametrize(
+    ("fields", "found"),
+    [
+        ({"weights": "fixed<6>"}, r"'conv\.weight_quantizer' is fixed<6\S* in .* holds fixed<8"),
+        ({"activations": "fixed<8,RND_CONV,SAT>"}, r"RND_CONV\S* in this network.* holds ufixed<8,RND,SAT"),
+        ({"activations": "fixed<8,RND,SAT_SYM>"}, "SAT_SYM"),
+        ({"rules": {"relu": {"activations": "fixed<8>"}}}, r"'relu\S*' is fixed<8\S* in .* holds ufixed<8"),
+        ({"input": "fixed<8,7>"}, r"holds \S+ fractional bits instead of 1"),
+    ],
+)
+@pytest.mark.parametrize("strict", [True, False])
+def test_a_checkpoint_of_another_format_is_refused(fields, found, strict) -> None:
+    q, _ = network()
+    with pytest.raises(RuntimeError, match=found):
+        edgemat.quantize(Small(), edgemat.Recipe(**fields)).load_state_dict(saved(q), strict=strict)
+
+
+def test_a_float_checkpoint_loads_into_a_quantised_network_and_leaves_its_formats() -> None:
+    q, _ = network()
+    before = q.get_submodule("conv").weight_quantizer.format
+    found = q.load_state_dict(Small().state_dict())
+    assert not found.missing_keys and not found.unexpected_keys
+    assert q.get_submodule("conv").weight_quantizer.format == before
