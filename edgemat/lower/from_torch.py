@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -51,9 +52,25 @@ def lowered(module: torch.nn.Module, example_input: Example, *, name: str | None
     from edgemat.nn.conversion import network_name
 
     example = _two_samples(example_input)
-    source, names = _exported(prepare_export(module), example)
+    prepared = prepare_export(module)
+    try:
+        return _lowered(prepared, example, _legal(name or network_name(module)))
+    except EdgematError as error:
+        shapes = _samples_without_batch(prepared, example_input)
+        if shapes is None:
+            raise
+        raise LoweringError(
+            f"the example input has shape {shapes}, which the model takes only with one axis more, expected a batch of "
+            "samples on axis 0; add the axis: x.unsqueeze(0)"
+        ) from error
+
+
+def _lowered(
+    prepared: torch.nn.Module, example: tuple[torch.Tensor, ...] | dict[str, torch.Tensor], name: str
+) -> ir.Model:
+    source, names = _exported(prepared, example)
     graph = source.graph
-    imp = Importer(_legal(name or network_name(module)))
+    imp = Importer(name)
     for value in graph.inputs:
         imp.input(value)
     needed = _needed(graph)
@@ -114,6 +131,32 @@ def _two_samples(example: Example) -> tuple[torch.Tensor, ...] | dict[str, torch
     return tuple(widen(value, f"example input {index}") for index, value in enumerate(example))
 
 
+def _samples_without_batch(module: torch.nn.Module, example: Example) -> str | None:
+    """The example's shape(s) where the batch axis was forgotten, else None.
+
+    A vector is a sample; more axes are one where the module runs only once a batch axis is put before them.
+    """
+    if isinstance(example, Mapping):
+        given = {str(name): tensor.float() for name, tensor in example.items()}
+    else:
+        given = {
+            str(i): t.float() for i, t in enumerate([example] if isinstance(example, torch.Tensor) else list(example))
+        }
+
+    def runs(tensors: dict[str, torch.Tensor]) -> bool:
+        try:
+            with torch.no_grad():
+                module(**tensors) if isinstance(example, Mapping) else module(*tensors.values())
+        except Exception:
+            return False
+        return True
+
+    vectors = all(tensor.ndim == 1 for tensor in given.values())
+    if (not vectors and runs(given)) or not runs({name: tensor.unsqueeze(0) for name, tensor in given.items()}):
+        return None
+    return ", ".join(str(tuple(tensor.shape)) for tensor in given.values())
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
     loggers = [logging.getLogger(n) for n in ("torch.onnx", "onnxscript", "torch.export", "onnx_ir")]
@@ -150,18 +193,24 @@ def _exported(
     except EdgematError:
         raise
     except Exception as error:
+        root: BaseException = error
         cause: BaseException | None = error
         while cause is not None:
             if isinstance(cause, EdgematError):
-                raise cause from error
-            cause = cause.__cause__ or cause.__context__
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+                raise type(cause)(_first_line(cause)) from error  # torch.fx adds lines of its own
+            root, cause = cause, cause.__cause__ or cause.__context__
         raise LoweringError(
-            f"torch.export could not trace the model ({type(error).__name__}: {lines[0] if lines else 'no message'}); "
-            "keep the batch on axis 0 symbolic and the control flow free of tensor values"
+            f"torch.export could not trace the model ({type(root).__name__}: {_first_line(root)}); keep the batch on "
+            "axis 0 symbolic and the control flow free of tensor values"
         ) from error
     assert program is not None
     return program.model, _output_names(program, len(program.model.graph.outputs))
+
+
+def _first_line(error: BaseException) -> str:
+    """The first line of an error's message, without a terminal's colours."""
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
+    return next((line.strip() for line in plain.splitlines() if line.strip()), "no message")
 
 
 def _output_names(program: torch.onnx.ONNXProgram, count: int) -> list[str]:

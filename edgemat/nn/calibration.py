@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from edgemat.errors import FormatError
+from edgemat.errors import EdgematError, FormatError
 from edgemat.nn.activation import QuantConstant
 from edgemat.nn.batch_norm import BatchNorm, QuantBatchNorm
 from edgemat.nn.linear import WeightedLayer
@@ -142,7 +142,7 @@ def calibrate(
                     norm.estimating = True
                 fit_weights(module, method)
                 for batch in taken:
-                    run(module, batch)
+                    observe(module, batch)
                     progress.advance()
                 for norm in fresh:
                     norm.estimating = False
@@ -150,7 +150,7 @@ def calibrate(
                     part._observer = Statistics(_KEPT if method != "minmax" else 0)
             fit_weights(module, method)
             for batch in taken:
-                run(module, batch)
+                observe(module, batch)
                 progress.advance()
             for part in observed:
                 found = part._observer
@@ -230,6 +230,39 @@ def _fit(quantizer: FixedQuantizer, weight: Tensor, method: str) -> None:
     rows = quantizer._rows(weight.double())
     fracs = [best_frac(row, quantizer.grid, int(f)) for row, f in zip(rows, widest.tolist(), strict=True)]
     quantizer.set_frac(torch.tensor(fracs))
+
+
+def observe(module: nn.Module, batch: Any) -> None:
+    """Runs one calibration batch.
+
+    Raises:
+        FormatError: if the module cannot take it; names the shape and the layer that failed.
+    """
+    try:
+        run(module, batch)
+    except EdgematError:
+        raise
+    except RuntimeError as error:
+        items = batch.values() if isinstance(batch, Mapping) else [batch] if hasattr(batch, "shape") else batch
+        shapes = ", ".join(str(tuple(np.shape(item))) for item in items)
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise FormatError(
+            f"calibration got a batch of shape {shapes}, which {_failed_layer(module, error)} cannot take ({reason}), "
+            "expected batches of the shape the model is trained with"
+        ) from error
+
+
+def _failed_layer(module: nn.Module, error: BaseException) -> str:
+    """The innermost named part of `module` whose forward raised `error`."""
+    names = {id(part): name for name, part in module.named_modules() if name}
+    found = "the model"
+    trace = error.__traceback__
+    while trace is not None:
+        owner = trace.tb_frame.f_locals.get("self")
+        if isinstance(owner, nn.Module) and id(owner) in names:
+            found = f"layer {names[id(owner)]!r} ({type(owner).__name__})"
+        trace = trace.tb_next
+    return found
 
 
 def run(module: nn.Module, batch: Any) -> Any:

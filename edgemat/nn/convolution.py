@@ -74,6 +74,11 @@ class _Convolution(WeightedLayer):
 
     def node(self, x: Tensor) -> tuple[str, list[Any], dict[str, Any]]:
         """``Conv``."""
+        if x.dim() != self.rank + 2:
+            raise LoweringError(
+                f"layer {self.path or type(self).__name__!r} got a tensor of {x.dim()} axes, expected {self.rank + 2}: "
+                "the batch, the channels and the map; an example input has its batch on axis 0"
+            )
         sizes = [
             (n + b + e - d * (k - 1) - 1) // s + 1
             for n, b, e, d, k, s in zip(
@@ -170,6 +175,11 @@ class QuantConvTranspose2d(WeightedLayer):
 
     def node(self, x: Tensor) -> tuple[str, list[Any], dict[str, Any]]:
         """``ConvTranspose``."""
+        if x.dim() != 4:
+            raise LoweringError(
+                f"layer {self.path or type(self).__name__!r} got a tensor of {x.dim()} axes, expected [N, C, H, W]; an "
+                "example input has its batch on axis 0"
+            )
         sizes = [
             (n - 1) * s - 2 * p + d * (k - 1) + o + 1
             for n, s, p, d, k, o in zip(

@@ -12,7 +12,7 @@ from torch import nn
 
 import edgemat
 from edgemat.errors import FormatError, LoweringError, UnsupportedOpError
-from edgemat.nn import QuantLinear
+from edgemat.nn import FixedQuantizer, QuantLinear
 
 
 class Small(nn.Module):
@@ -168,3 +168,73 @@ def test_a_float_checkpoint_loads_into_a_quantised_network_and_leaves_its_format
     found = q.load_state_dict(Small().state_dict())
     assert not found.missing_keys and not found.unexpected_keys
     assert q.get_submodule("conv").weight_quantizer.format == before
+
+
+class Convolution(nn.Module):
+    """Layers that torch lets take a sample without a batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.relu = nn.Conv2d(3, 4, 3), nn.ReLU()
+
+    def forward(self, x):
+        return self.relu(self.conv(x))
+
+
+class Mlp(nn.Module):
+    """The same for vectors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(8, 2)
+
+    def forward(self, x):
+        return self.head(x)
+
+
+@pytest.mark.parametrize(
+    ("make", "shape", "sentence"),
+    [
+        (Small, (4, 3, 8, 8), r"the example input has shape \(3, 8, 8\).*x\.unsqueeze\(0\)"),
+        (Convolution, (4, 3, 8, 8), "layer 'conv' got a tensor of 3 axes, expected 4.*batch on axis 0"),
+        (Mlp, (4, 8), r"the example input has shape \(8,\).*x\.unsqueeze\(0\)"),
+    ],
+)
+def test_an_example_without_a_batch_gets_one_sentence(make, shape, sentence, tmp_path) -> None:
+    q, x = edgemat.quantize(make()), torch.randn(shape)
+    edgemat.calibrate(q, [x])
+    with pytest.raises(LoweringError, match=sentence) as caught:
+        edgemat.to_onnx(q, x[0], tmp_path / "a.onnx")
+    assert "\n" not in str(caught.value) and "\x1b" not in str(caught.value) and "step 1" not in str(caught.value)
+    assert not (tmp_path / "a.onnx").exists()
+    edgemat.to_onnx(q, x[0].unsqueeze(0), tmp_path / "a.onnx")
+
+
+class DependsOnValues(nn.Module):
+    """Control flow that torch.export cannot follow."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = QuantLinear(8, 2, input="fixed<8,3>")
+
+    def forward(self, x):
+        y = self.head(x)
+        return y if y.sum() > 0 else y[:, :1]
+
+
+def test_what_the_exporter_cannot_follow_is_told_by_its_root_cause(tmp_path) -> None:
+    q, x = DependsOnValues(), torch.randn(4, 8)
+    edgemat.calibrate(q, [x])
+    with pytest.raises(LoweringError, match=r"could not trace the model \(\w+: .*tensor values$") as caught:
+        edgemat.to_onnx(q, x, tmp_path / "a.onnx")
+    assert all(noise not in str(caught.value) for noise in ("\n", "\x1b", "step 1", "TorchExportError"))
+
+
+@pytest.mark.parametrize("batch", [torch.randn(4, 1, 8, 8), (torch.randn(4, 1, 8, 8), torch.zeros(4))])
+def test_calibrating_with_other_channels_names_shape_and_layer(batch) -> None:
+    q, x = network()
+    with pytest.raises(FormatError, match=r"shape \(4, 1, 8, 8\).*layer 'conv' \(QuantConv2d\) cannot take") as caught:
+        edgemat.calibrate(q, [batch])
+    assert "\n" not in str(caught.value)
+    assert all(part._observer is None for part in q.modules() if isinstance(part, FixedQuantizer))
+    edgemat.calibrate(q, [x])
