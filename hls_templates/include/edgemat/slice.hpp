@@ -1,43 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0
-// Slice: a strided part of a tensor.
-//
-// C: dims(axis) of the output, stride(axis) in input elements, four axes, outermost first; offset; x0_size,
-// y_size.
+// Slice: a strided part of a tensor. C: that of strided.hpp.
 #ifndef EDGEMAT_SLICE_HPP
 #define EDGEMAT_SLICE_HPP
 
-#include "edgemat/rounding.hpp"
-#include "edgemat/stream.hpp"
+#include "edgemat/strided.hpp"
 
 namespace edgemat {
 
 template <class C>
 void slice(const typename C::x0_t x[C::x0_size], typename C::y_t y[C::y_size]) {
-    int i = 0;
-    for (int a = 0; a < C::dims(0); a++) {
-        for (int b = 0; b < C::dims(1); b++) {
-            for (int c = 0; c < C::dims(2); c++) {
-                for (int d = 0; d < C::dims(3); d++) {
-#pragma HLS PIPELINE II = 1
-                    const int from =
-                        C::offset + a * C::stride(0) + b * C::stride(1) + c * C::stride(2) + d * C::stride(3);
-                    y[i] = finish<C>(typename C::acc_t(x[from]), i % C::channels);
-                    i++;
-                }
-            }
-        }
-    }
+#pragma HLS INLINE
+    strided<C>(x, y);
 }
 
-// Holds one sample, then runs the array form.
 template <class C>
 void slice_stream(hls::stream<vec<typename C::x0_t, C::x0_lanes> >& x,
                   hls::stream<vec<typename C::y_t, C::y_lanes> >& y) {
-    typename C::x0_t sample[C::x0_size];
-    typename C::y_t results[C::y_size];
-    read_elements<C::x0_size>(x, sample);
-    slice<C>(sample, results);
-    write_elements<C::y_size>(results, y);
+    strided_stream<C>(x, y);
 }
 
 }  // namespace edgemat
