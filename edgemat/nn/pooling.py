@@ -182,7 +182,7 @@ class QuantAdaptiveAvgPool(AveragePool):
 
 
 class QuantMean(AveragePool):
-    """``x.mean(dim, keepdim)`` over all spatial axes of ``[N, C, ...]``, or over axis 1 of ``[N, T, C]``.
+    """``x.mean(dim, keepdim)`` over one or all spatial axes of ``[N, C, ...]``, or over axis 1 of ``[N, T, C]``.
 
     Args:
         dim: Axes to average.
@@ -204,18 +204,20 @@ class QuantMean(AveragePool):
         self.keepdim = keepdim
 
     def window(self, x: Tensor) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], bool, bool]:
-        """The whole map."""
-        sizes = tuple(int(n) for n in x.shape[2:])
+        """The whole of each averaged axis, one element of the others."""
+        axes = {d % x.dim() for d in self.dim}
+        whole = x.dim() == 3 or axes == {2, 3}
+        sizes = tuple(int(n) if whole or axis in axes else 1 for axis, n in enumerate(x.shape[2:], 2))
         return sizes, sizes, (0,) * len(sizes), False, True
 
     def forward(self, x: Tensor) -> Tensor:
         """Averages the axes."""
         axes = sorted(d % x.dim() for d in self.dim)
         swapped = x.dim() == 3 and axes == [1]
-        if not swapped and axes != list(range(2, x.dim())):
+        if not swapped and (not axes or axes[0] < 2):
             raise LoweringError(
-                f"layer {self.path or 'mean'!r} averages axes {axes} of a tensor of {x.dim()} axes, expected all axes "
-                "from 2 on, or axis 1 of [N, T, C]; transpose first"
+                f"layer {self.path or 'mean'!r} averages axes {axes} of a tensor of {x.dim()} axes, expected axes from "
+                "2 on, or axis 1 of [N, T, C]; transpose first"
             )
         y = super().forward(x.transpose(1, 2) if swapped else x)
         if swapped:

@@ -122,6 +122,14 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], list[tuple[int, ...]]]] = {
         [IMAGE],
     ),
     "mean": (lambda: Net(lambda s, x: s.l(F.relu(s.c(x)).mean((2, 3))), c=conv(), l=nn.Linear(4, 5)), [(3, 3, 7, 5)]),
+    "mean of columns": (
+        lambda: Net(lambda s, x: s.l(F.relu(s.c(x)).mean(-1)), c=conv(), l=nn.Linear(7, 5)),
+        [(3, 3, 7, 5)],
+    ),
+    "mean of rows": (
+        lambda: Net(lambda s, x: s.d(s.c(x).mean(2, keepdim=True)).mean(2), c=conv(), d=conv(4, 2)),
+        [(3, 3, 7, 5)],
+    ),
     "mean of steps": (lambda: Net(lambda s, x: s.l(x.mean(1)), l=nn.Linear(6, 5)), [(3, 7, 6)]),
     "global max pool": (
         lambda: Net(lambda s, x: s.l(F.adaptive_max_pool2d(s.c(x), 1).flatten(1)), c=conv(), l=nn.Linear(4, 5)),
