@@ -14,7 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from edgemat.nn import native
 from edgemat.nn.rounding import LN2, Grid, open_interval
+
+
+_SHIFTED = 2
 
 
 def _affine(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
@@ -52,6 +56,12 @@ class BatchAffine(torch.autograd.Function):
 def _quantize_(shifted: Tensor, grid: Grid, exponent: int, relu: bool) -> Tensor:
     """Floor, saturate and scale back values in LSBs that one half was added to, in place."""
     low = max(grid.low, 0) if relu else grid.low
+    passes = native.kernel(shifted)
+    if passes is not None:
+        step, threads = math.ldexp(1.0, -exponent), torch.get_num_threads()
+        at = shifted.data_ptr()
+        passes.edgemat_quantize(at, at, shifted.numel(), 1.0, step, low, grid.high, _SHIFTED, threads)
+        return shifted
     return shifted.floor_().clamp_(low, grid.high).mul_(math.ldexp(1.0, -exponent))
 
 
@@ -64,6 +74,22 @@ def _inside_(g: Tensor, z: Tensor, grid: Grid, exponent: int, relu: bool) -> Ten
 def _point_gradient(a: Tensor, b: Tensor, da: Tensor, db: Tensor, g: Tensor, y: Tensor) -> Tensor:
     """The gradient of the binary point, from the sums that batch norm's gradient leaves."""
     return LN2 * (torch.dot(a, da) + torch.dot(b, db) - torch.dot(g.reshape(-1), y.reshape(-1)))
+
+
+def _native_gradients(
+    g: Tensor, x: Tensor, y: Tensor, a: Tensor, b: Tensor, mean: Tensor, invstd: Tensor, setting: Any
+) -> tuple[Tensor, Tensor, Tensor, float] | None:
+    """Gradients of x, gamma and beta, and ``<g, y>``, in one native call; None where eager torch must do it."""
+    passes = None if torch.is_grad_enabled() else native.kernel(g, x, y, a, b, mean, invstd)
+    if passes is None:
+        return None
+    dx, dgamma, dbeta = torch.empty_like(x), torch.empty_like(a), torch.empty_like(a)
+    low, high = open_interval(*setting, False)
+    pointers = (t.data_ptr() for t in (dx, dgamma, dbeta, g, x, y, a, b, mean, invstd))
+    batch, channels = x.shape[:2]
+    size = x.numel() // (batch * channels)
+    values = passes.edgemat_norm_backward(*pointers, batch, channels, size, low, high, torch.get_num_threads())
+    return dx, dgamma, dbeta, values
 
 
 class QuantizedBatchAffine(torch.autograd.Function):
@@ -80,7 +106,16 @@ class QuantizedBatchAffine(torch.autograd.Function):
         mean, var, eps = statistics
         grid, exponent, relu = setting
         scale = math.ldexp(1.0, exponent)
-        y = _quantize_(_affine(x, a * scale, b * scale + 0.5), grid, exponent, relu)
+        a_scaled, b_scaled = a * scale, b * scale + 0.5
+        passes = native.kernel(x, a_scaled, b_scaled)
+        if passes is not None:
+            y, low = torch.empty_like(x), max(grid.low, 0) if relu else grid.low
+            pointers = (t.data_ptr() for t in (y, x, a_scaled, b_scaled))
+            batch, channels = x.shape[:2]
+            sizes = batch, channels, x.numel() // (batch * channels)
+            passes.edgemat_affine(*pointers, *sizes, 1.0 / scale, low, grid.high, torch.get_num_threads())
+        else:
+            y = _quantize_(_affine(x, a_scaled, b_scaled), grid, exponent, relu)
         ctx.setting, ctx.eps = setting, eps
         ctx.save_for_backward(x, a, b, mean, torch.rsqrt(var + eps), y)
         return y
@@ -88,7 +123,13 @@ class QuantizedBatchAffine(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, a, b, mean, invstd, y = ctx.saved_tensors
-        g = grads[0].to(x.dtype)
+        g = grads[0].to(x.dtype).contiguous()
+        found = _native_gradients(g, x, y, a, b, mean, invstd, ctx.setting)
+        if found is not None:
+            dx, dgamma, db, values = found
+            da = torch.addcmul(dgamma / invstd, mean, db)
+            df = LN2 * (torch.dot(a, da) + torch.dot(b, db) - values) if ctx.needs_input_grad[4] else None
+            return dx, da, db, None, df, None
         inside = _inside_(g, _affine(x, a, b), *ctx.setting)
         dx, dgamma, db = _norm_gradients(inside, x, a, mean, invstd, ctx.eps)
         da = dgamma / invstd + mean * db
@@ -117,9 +158,14 @@ class QuantizedBatchNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, gamma, beta, mean, invstd, y = ctx.saved_tensors
-        g = grads[0].to(x.dtype)
+        g = grads[0].to(x.dtype).contiguous()
         a = gamma * invstd
         b = torch.addcmul(beta, a, mean, value=-1.0)
+        found = _native_gradients(g, x, y, a, b, mean, invstd, ctx.setting)
+        if found is not None:
+            dx, dgamma, dbeta, values = found
+            df = LN2 * (torch.dot(gamma, dgamma) + torch.dot(beta, dbeta) - values) if ctx.needs_input_grad[4] else None
+            return dx, dgamma, dbeta, None, df, None
         inside = _inside_(g, _affine(x, a, b), *ctx.setting)
         dx, dgamma, dbeta = _norm_gradients(inside, x, a, mean, invstd, ctx.eps)
         df = None
