@@ -17,7 +17,6 @@ from torch import Tensor
 from edgemat.nn import native
 from edgemat.nn.rounding import LN2, Grid, open_interval
 
-
 _SHIFTED = 2
 
 
@@ -76,6 +75,30 @@ def _point_gradient(a: Tensor, b: Tensor, da: Tensor, db: Tensor, g: Tensor, y: 
     return LN2 * (torch.dot(a, da) + torch.dot(b, db) - torch.dot(g.reshape(-1), y.reshape(-1)))
 
 
+def _sizes(x: Tensor) -> tuple[int, int, int]:
+    """Batch, channels and the rest."""
+    return x.shape[0], x.shape[1], x.numel() // max(x.shape[0] * x.shape[1], 1)
+
+
+def batch_mean(x: Tensor) -> Tensor:
+    """Mean per channel (axis 1) as torch's batch norm takes it: a float32 sum, divided."""
+    axes = [d for d in range(x.dim()) if d != 1]
+    return x.sum(axes) / (x.numel() // x.shape[1])
+
+
+def batch_statistics(x: Tensor, running_mean: Tensor, running_var: Tensor, momentum: float) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance of the batch per channel (axis 1); updates the running ones."""
+    passes = native.kernel(x, running_mean, running_var)
+    if passes is None:
+        return torch.batch_norm_update_stats(x, running_mean, running_var, momentum)
+    mean = batch_mean(x)
+    var = torch.empty_like(mean)
+    pointers = (t.data_ptr() for t in (var, running_mean, running_var, x, mean))
+    passes.edgemat_statistics(*pointers, *_sizes(x), momentum, torch.get_num_threads())
+    torch.autograd.graph.increment_version([running_mean, running_var])
+    return mean, var
+
+
 def _native_gradients(
     g: Tensor, x: Tensor, y: Tensor, a: Tensor, b: Tensor, mean: Tensor, invstd: Tensor, setting: Any
 ) -> tuple[Tensor, Tensor, Tensor, float] | None:
@@ -86,9 +109,7 @@ def _native_gradients(
     dx, dgamma, dbeta = torch.empty_like(x), torch.empty_like(a), torch.empty_like(a)
     low, high = open_interval(*setting, False)
     pointers = (t.data_ptr() for t in (dx, dgamma, dbeta, g, x, y, a, b, mean, invstd))
-    batch, channels = x.shape[:2]
-    size = x.numel() // (batch * channels)
-    values = passes.edgemat_norm_backward(*pointers, batch, channels, size, low, high, torch.get_num_threads())
+    values = passes.edgemat_norm_backward(*pointers, *_sizes(x), low, high, torch.get_num_threads())
     return dx, dgamma, dbeta, values
 
 
@@ -111,9 +132,7 @@ class QuantizedBatchAffine(torch.autograd.Function):
         if passes is not None:
             y, low = torch.empty_like(x), max(grid.low, 0) if relu else grid.low
             pointers = (t.data_ptr() for t in (y, x, a_scaled, b_scaled))
-            batch, channels = x.shape[:2]
-            sizes = batch, channels, x.numel() // (batch * channels)
-            passes.edgemat_affine(*pointers, *sizes, 1.0 / scale, low, grid.high, torch.get_num_threads())
+            passes.edgemat_affine(*pointers, *_sizes(x), 1.0 / scale, low, grid.high, torch.get_num_threads())
         else:
             y = _quantize_(_affine(x, a_scaled, b_scaled), grid, exponent, relu)
         ctx.setting, ctx.eps = setting, eps
@@ -147,10 +166,23 @@ class QuantizedBatchNorm(torch.autograd.Function):
         running_mean, running_var, momentum, eps = running
         grid, exponent, relu = setting
         scale = math.ldexp(1.0, exponent)
-        shifted, mean, invstd = torch.native_batch_norm(
-            x, gamma * scale, beta * scale + 0.5, running_mean, running_var, True, momentum, eps
-        )
-        y = _quantize_(shifted, grid, exponent, relu)
+        gamma_scaled, beta_scaled = gamma * scale, beta * scale + 0.5
+        passes = native.kernel(x, gamma_scaled, beta_scaled, running_mean, running_var)
+        if passes is not None:
+            mean = batch_mean(x)
+            y, invstd = torch.empty_like(x), torch.empty_like(mean)
+            tensors = (y, invstd, running_mean, running_var, x, mean, gamma_scaled, beta_scaled)
+            low = max(grid.low, 0) if relu else grid.low
+            rails = 1.0 / scale, low, grid.high
+            passes.edgemat_norm(
+                *(t.data_ptr() for t in tensors), *_sizes(x), momentum, eps, *rails, torch.get_num_threads()
+            )
+            torch.autograd.graph.increment_version([running_mean, running_var])
+        else:
+            shifted, mean, invstd = torch.native_batch_norm(
+                x, gamma_scaled, beta_scaled, running_mean, running_var, True, momentum, eps
+            )
+            y = _quantize_(shifted, grid, exponent, relu)
         ctx.setting, ctx.eps = setting, eps
         ctx.save_for_backward(x, gamma, beta, mean, invstd, y)
         return y

@@ -25,12 +25,14 @@ _SOURCE = Path(__file__).with_name("quantize.c")
 _FLAGS = ("-std=c99", "-O3", "-march=native", "-fPIC", "-fopenmp", "-ffp-contract=off", "-fno-math-errno")
 _FLAGS += ("-fno-trapping-math",)
 _SECONDS = 60
-_P, _N, _F, _I = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_int
+_P, _N, _F, _D, _I = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_double, ctypes.c_int
 _SIGNATURES: dict[str, tuple[type | None, list[type]]] = {
     "edgemat_quantize": (None, [_P, _P, _N, _F, _F, _F, _F, _I, _I]),
-    "edgemat_quantize_backward": (ctypes.c_double, [_P, _P, _P, _P, _N, _F, _F, _I]),
+    "edgemat_quantize_backward": (_D, [_P, _P, _P, _P, _N, _F, _F, _I]),
     "edgemat_affine": (None, [_P, _P, _P, _P, _N, _N, _N, _F, _F, _F, _I]),
-    "edgemat_norm_backward": (ctypes.c_double, [_P] * 10 + [_N, _N, _N, _F, _F, _I]),
+    "edgemat_statistics": (None, [_P] * 5 + [_N, _N, _N, _D, _I]),
+    "edgemat_norm": (None, [_P] * 8 + [_N, _N, _N, _D, _D, _F, _F, _F, _I]),
+    "edgemat_norm_backward": (_D, [_P] * 10 + [_N, _N, _N, _F, _F, _I]),
     "edgemat_quantize_rows": (None, [_P, _P, _P, _P, _N, _N, _F, _F, _I]),
     "edgemat_quantize_rows_backward": (None, [_P] * 6 + [_N, _N, _F, _F, _I]),
 }
