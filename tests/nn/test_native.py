@@ -61,7 +61,7 @@ def test_a_tensor(format: str, frac: int, relu: bool, monkeypatch: pytest.Monkey
         quantizer.frac.grad = None
         y = quantizer(x)
         y.backward(torch.linspace(-1, 1, len(values)).where(values.abs() < 1e30, 0.0))
-        return [y.detach(), x.grad]
+        return [y.detach(), x.grad]  # type: ignore[list-item]
 
     fast, slow = both(monkeypatch, run)
     for a, b in zip(fast, slow, strict=True):
@@ -81,7 +81,7 @@ def test_a_binary_point(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
         quantizer.frac.grad = None
         y = quantizer(x)
         y.backward(g)
-        return [y.detach(), x.grad, quantizer.frac.grad]
+        return [y.detach(), x.grad, quantizer.frac.grad]  # type: ignore[list-item]
 
     fast, slow = both(monkeypatch, run)
     assert torch.equal(fast[0], slow[0]) and torch.equal(fast[1], slow[1])
@@ -104,7 +104,7 @@ def test_channels(shape: tuple[int, ...], scaled: bool, monkeypatch: pytest.Monk
         quantizer.frac.grad = None
         y = quantizer.folded(x, scale) if scaled else quantizer(x)
         y.backward(g)
-        return [y.detach(), x.grad, quantizer.frac.grad]
+        return [y.detach(), x.grad, quantizer.frac.grad]  # type: ignore[list-item]
 
     fast, slow = both(monkeypatch, run)
     assert torch.equal(fast[0], slow[0]) and torch.equal(fast[1], slow[1])
