@@ -235,13 +235,13 @@ class QuantizeTensor(torch.autograd.Function):
         low, high = open_interval(grid, exponent, relu, x.dtype == torch.float64)
         df = None
         g = g.contiguous()
-        single = ctx.needs_input_grad[1] and not torch.is_grad_enabled()
-        passes = native.kernel(g, *ctx.saved_tensors) if single else None
+        passes = None if torch.is_grad_enabled() else native.kernel(g, *ctx.saved_tensors)
         if passes is not None:
-            inside, y = torch.empty_like(x), ctx.saved_tensors[1]
+            inside, y = torch.empty_like(x), ctx.saved_tensors[-1]
             pointers = (t.data_ptr() for t in (inside, g, x, y))
             total = passes.edgemat_quantize_backward(*pointers, x.numel(), low, high, torch.get_num_threads())
-            return (inside if ctx.needs_input_grad[0] else None), torch.tensor(LN2 * total), None, None, None
+            df = torch.tensor(LN2 * total) if ctx.needs_input_grad[1] else None
+            return (inside if ctx.needs_input_grad[0] else None), df, None, None, None
         inside = torch.ops.aten.hardtanh_backward(g, x, low, high)
         if ctx.needs_input_grad[1]:
             y = ctx.saved_tensors[1].to(x.dtype)
