@@ -14,7 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from edgemat.nn import native
 from edgemat.nn.rounding import LN2, Grid, open_interval
+
+_SHIFTED = 2
 
 
 def _affine(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
@@ -52,6 +55,12 @@ class BatchAffine(torch.autograd.Function):
 def _quantize_(shifted: Tensor, grid: Grid, exponent: int, relu: bool) -> Tensor:
     """Floor, saturate and scale back values in LSBs that one half was added to, in place."""
     low = max(grid.low, 0) if relu else grid.low
+    passes = native.kernel(shifted)
+    if passes is not None:
+        step, threads = math.ldexp(1.0, -exponent), torch.get_num_threads()
+        at = shifted.data_ptr()
+        passes.edgemat_quantize(at, at, shifted.numel(), 1.0, step, low, grid.high, _SHIFTED, threads)
+        return shifted
     return shifted.floor_().clamp_(low, grid.high).mul_(math.ldexp(1.0, -exponent))
 
 
@@ -64,6 +73,44 @@ def _inside_(g: Tensor, z: Tensor, grid: Grid, exponent: int, relu: bool) -> Ten
 def _point_gradient(a: Tensor, b: Tensor, da: Tensor, db: Tensor, g: Tensor, y: Tensor) -> Tensor:
     """The gradient of the binary point, from the sums that batch norm's gradient leaves."""
     return LN2 * (torch.dot(a, da) + torch.dot(b, db) - torch.dot(g.reshape(-1), y.reshape(-1)))
+
+
+def _sizes(x: Tensor) -> tuple[int, int, int]:
+    """Batch, channels and the rest."""
+    return x.shape[0], x.shape[1], x.numel() // max(x.shape[0] * x.shape[1], 1)
+
+
+def batch_mean(x: Tensor) -> Tensor:
+    """Mean per channel (axis 1) as torch's batch norm takes it: a float32 sum, divided."""
+    axes = [d for d in range(x.dim()) if d != 1]
+    return x.sum(axes) / (x.numel() // x.shape[1])
+
+
+def batch_statistics(x: Tensor, running_mean: Tensor, running_var: Tensor, momentum: float) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance of the batch per channel (axis 1); updates the running ones."""
+    passes = native.kernel(x, running_mean, running_var)
+    if passes is None:
+        return torch.batch_norm_update_stats(x, running_mean, running_var, momentum)
+    mean = batch_mean(x)
+    var = torch.empty_like(mean)
+    pointers = (t.data_ptr() for t in (var, running_mean, running_var, x, mean))
+    passes.edgemat_statistics(*pointers, *_sizes(x), momentum, torch.get_num_threads())
+    torch.autograd.graph.increment_version([running_mean, running_var])
+    return mean, var
+
+
+def _native_gradients(
+    g: Tensor, x: Tensor, y: Tensor, a: Tensor, b: Tensor, mean: Tensor, invstd: Tensor, setting: Any
+) -> tuple[Tensor, Tensor, Tensor, float] | None:
+    """Gradients of x, gamma and beta, and ``<g, y>``, in one native call; None where eager torch must do it."""
+    passes = None if torch.is_grad_enabled() else native.kernel(g, x, y, a, b, mean, invstd)
+    if passes is None:
+        return None
+    dx, dgamma, dbeta = torch.empty_like(x), torch.empty_like(a), torch.empty_like(a)
+    low, high = open_interval(*setting, False)
+    pointers = (t.data_ptr() for t in (dx, dgamma, dbeta, g, x, y, a, b, mean, invstd))
+    values = passes.edgemat_norm_backward(*pointers, *_sizes(x), low, high, torch.get_num_threads())
+    return dx, dgamma, dbeta, values
 
 
 class QuantizedBatchAffine(torch.autograd.Function):
@@ -80,7 +127,14 @@ class QuantizedBatchAffine(torch.autograd.Function):
         mean, var, eps = statistics
         grid, exponent, relu = setting
         scale = math.ldexp(1.0, exponent)
-        y = _quantize_(_affine(x, a * scale, b * scale + 0.5), grid, exponent, relu)
+        a_scaled, b_scaled = a * scale, b * scale + 0.5
+        passes = native.kernel(x, a_scaled, b_scaled)
+        if passes is not None:
+            y, low = torch.empty_like(x), max(grid.low, 0) if relu else grid.low
+            pointers = (t.data_ptr() for t in (y, x, a_scaled, b_scaled))
+            passes.edgemat_affine(*pointers, *_sizes(x), 1.0 / scale, low, grid.high, torch.get_num_threads())
+        else:
+            y = _quantize_(_affine(x, a_scaled, b_scaled), grid, exponent, relu)
         ctx.setting, ctx.eps = setting, eps
         ctx.save_for_backward(x, a, b, mean, torch.rsqrt(var + eps), y)
         return y
@@ -88,7 +142,13 @@ class QuantizedBatchAffine(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, a, b, mean, invstd, y = ctx.saved_tensors
-        g = grads[0].to(x.dtype)
+        g = grads[0].to(x.dtype).contiguous()
+        found = _native_gradients(g, x, y, a, b, mean, invstd, ctx.setting)
+        if found is not None:
+            dx, dgamma, db, values = found
+            da = torch.addcmul(dgamma / invstd, mean, db)
+            df = LN2 * (torch.dot(a, da) + torch.dot(b, db) - values) if ctx.needs_input_grad[4] else None
+            return dx, da, db, None, df, None
         inside = _inside_(g, _affine(x, a, b), *ctx.setting)
         dx, dgamma, db = _norm_gradients(inside, x, a, mean, invstd, ctx.eps)
         da = dgamma / invstd + mean * db
@@ -106,10 +166,23 @@ class QuantizedBatchNorm(torch.autograd.Function):
         running_mean, running_var, momentum, eps = running
         grid, exponent, relu = setting
         scale = math.ldexp(1.0, exponent)
-        shifted, mean, invstd = torch.native_batch_norm(
-            x, gamma * scale, beta * scale + 0.5, running_mean, running_var, True, momentum, eps
-        )
-        y = _quantize_(shifted, grid, exponent, relu)
+        gamma_scaled, beta_scaled = gamma * scale, beta * scale + 0.5
+        passes = native.kernel(x, gamma_scaled, beta_scaled, running_mean, running_var)
+        if passes is not None:
+            mean = batch_mean(x)
+            y, invstd = torch.empty_like(x), torch.empty_like(mean)
+            tensors = (y, invstd, running_mean, running_var, x, mean, gamma_scaled, beta_scaled)
+            low = max(grid.low, 0) if relu else grid.low
+            rails = 1.0 / scale, low, grid.high
+            passes.edgemat_norm(
+                *(t.data_ptr() for t in tensors), *_sizes(x), momentum, eps, *rails, torch.get_num_threads()
+            )
+            torch.autograd.graph.increment_version([running_mean, running_var])
+        else:
+            shifted, mean, invstd = torch.native_batch_norm(
+                x, gamma_scaled, beta_scaled, running_mean, running_var, True, momentum, eps
+            )
+            y = _quantize_(shifted, grid, exponent, relu)
         ctx.setting, ctx.eps = setting, eps
         ctx.save_for_backward(x, gamma, beta, mean, invstd, y)
         return y
@@ -117,9 +190,14 @@ class QuantizedBatchNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, gamma, beta, mean, invstd, y = ctx.saved_tensors
-        g = grads[0].to(x.dtype)
+        g = grads[0].to(x.dtype).contiguous()
         a = gamma * invstd
         b = torch.addcmul(beta, a, mean, value=-1.0)
+        found = _native_gradients(g, x, y, a, b, mean, invstd, ctx.setting)
+        if found is not None:
+            dx, dgamma, dbeta, values = found
+            df = LN2 * (torch.dot(gamma, dgamma) + torch.dot(beta, dbeta) - values) if ctx.needs_input_grad[4] else None
+            return dx, dgamma, dbeta, None, df, None
         inside = _inside_(g, _affine(x, a, b), *ctx.setting)
         dx, dgamma, dbeta = _norm_gradients(inside, x, a, mean, invstd, ctx.eps)
         df = None

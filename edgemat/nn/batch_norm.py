@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from edgemat.errors import FormatError, LoweringError
 from edgemat.formats import Fixed
-from edgemat.nn.affine import BatchAffine
+from edgemat.nn.affine import BatchAffine, batch_statistics
 from edgemat.nn.emission import emit, exporting
 from edgemat.nn.layer import QuantLayer, exact_arithmetic
 from edgemat.nn.quantizer import FixedQuantizer, check_points
@@ -84,7 +84,8 @@ def update_statistics(norm: QuantBatchNorm, x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance of the batch per channel (axis 1); updates the running ones."""
     with torch.no_grad():
         momentum = count_batch(norm, x)
-        return torch.batch_norm_update_stats(x.detach().float(), norm.running_mean, norm.running_var, momentum)
+        assert norm.running_mean is not None and norm.running_var is not None
+        return batch_statistics(x.detach().float(), norm.running_mean, norm.running_var, momentum)
 
 
 def folded_scale(norm: BatchNorm) -> Tensor:

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from edgemat.errors import FormatError
 from edgemat.formats import Fixed
+from edgemat.nn import native
 
 LN2 = math.log(2.0)
 EXPONENT_LIMIT = 120
@@ -50,6 +51,11 @@ class Grid:
     def carrier(self) -> torch.dtype:
         """float32 where it holds every code, else float64."""
         return torch.float32 if self.width <= 24 else torch.float64
+
+    @property
+    def common(self) -> bool:
+        """Whether this is the common case that has single passes: half up, saturating, exact in float32 with room."""
+        return self.rounding == "RND" and self.overflow in ("SAT", "SAT_SYM") and self.width <= 22
 
     @property
     def magnitude(self) -> int:
@@ -200,10 +206,19 @@ class QuantizeTensor(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, frac: Tensor, grid: Grid, exponent: int, relu: bool) -> Tensor:
-        work = x if x.dtype == torch.float64 or grid.carrier == torch.float32 else x.double()
-        codes = quantize_codes(work, grid, math.ldexp(1.0, exponent), relu)
-        y = codes.to(grid.carrier).mul_(math.ldexp(1.0, -exponent))
         ctx.setting = grid, exponent, relu
+        passes = native.kernel(x) if grid.common and any(ctx.needs_input_grad) else None
+        if passes is not None:
+            y = torch.empty_like(x)
+            low = max(grid.low, 0) if relu else grid.low
+            scale, mode = math.ldexp(1.0, exponent), int(low == 0)
+            passes.edgemat_quantize(
+                y.data_ptr(), x.data_ptr(), x.numel(), scale, 1.0 / scale, low, grid.high, mode, torch.get_num_threads()
+            )
+        else:
+            work = x if x.dtype == torch.float64 or grid.carrier == torch.float32 else x.double()
+            codes = quantize_codes(work, grid, math.ldexp(1.0, exponent), relu)
+            y = codes.to(grid.carrier).mul_(math.ldexp(1.0, -exponent))
         if ctx.needs_input_grad[1]:
             ctx.save_for_backward(x, y)
         elif ctx.needs_input_grad[0]:
@@ -218,8 +233,16 @@ class QuantizeTensor(torch.autograd.Function):
         if grid.overflow == "WRAP":
             return (g * (x > 0) if relu else g), None, None, None, None
         low, high = open_interval(grid, exponent, relu, x.dtype == torch.float64)
-        inside = torch.ops.aten.hardtanh_backward(g, x, low, high)
         df = None
+        g = g.contiguous()
+        passes = None if torch.is_grad_enabled() else native.kernel(g, *ctx.saved_tensors)
+        if passes is not None:
+            inside, y = torch.empty_like(x), ctx.saved_tensors[-1]
+            pointers = (t.data_ptr() for t in (inside, g, x, y))
+            total = passes.edgemat_quantize_backward(*pointers, x.numel(), low, high, torch.get_num_threads())
+            df = torch.tensor(LN2 * total) if ctx.needs_input_grad[1] else None
+            return (inside if ctx.needs_input_grad[0] else None), df, None, None, None
+        inside = torch.ops.aten.hardtanh_backward(g, x, low, high)
         if ctx.needs_input_grad[1]:
             y = ctx.saved_tensors[1].to(x.dtype)
             df = LN2 * (_dot(inside, x) - _dot(g, y))
@@ -237,6 +260,20 @@ class QuantizeChannels(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, frac: Tensor, grid: Grid, points: Tensor, axis: int, relu: bool, scale: Tensor | None
     ) -> Tensor:
+        ctx.setting = grid, axis, relu
+        plain = grid.common and not relu and axis == 0 and all(ctx.needs_input_grad[:2])
+        passes = native.kernel(x) if plain else None
+        if passes is not None:
+            double, step = channel_factors(points, x, axis, scale)
+            y = torch.empty_like(x)
+            pointers = (t.data_ptr() for t in (y, x, double, step))
+            rows = x.shape[0]
+            size = x.numel() // max(rows, 1)
+            passes.edgemat_quantize_rows(*pointers, rows, size, grid.low, grid.high, torch.get_num_threads())
+            ctx.single = True
+            ctx.save_for_backward(x, y, double)
+            return y
+        ctx.single = False
         work = x if x.dtype == torch.float64 or grid.carrier == torch.float32 else x.double()
         double, step = channel_factors(points, work, axis, scale)
         if relu:
@@ -247,7 +284,6 @@ class QuantizeChannels(torch.autograd.Function):
         codes = rounded.clamp(grid.low, grid.high) if needed and kept is rounded else overflow_(rounded, grid, grid.low)
         # A step divided by the scale is no power of two; its product is rounded in the carrier, as training may.
         y = codes.mul_(step).to(grid.carrier)
-        ctx.setting = grid, axis, relu
         if needed and ctx.needs_input_grad[1]:
             ctx.save_for_backward(kept, x, y)
         elif needed:
@@ -261,6 +297,17 @@ class QuantizeChannels(torch.autograd.Function):
         grid, axis, relu = ctx.setting
         g = grads[0]
         saved = ctx.saved_tensors
+        if ctx.single:
+            x, y, double = saved
+            g = g.to(x.dtype).contiguous()
+            passes = None if torch.is_grad_enabled() else native.kernel(g, x, y)
+            if passes is not None:
+                inside, df = torch.empty_like(x), torch.empty(x.shape[0])
+                pointers = (t.data_ptr() for t in (inside, df, g, x, y, double))
+                sizes = x.shape[0], x.numel() // max(x.shape[0], 1)
+                passes.edgemat_quantize_rows_backward(*pointers, *sizes, grid.low, grid.high, torch.get_num_threads())
+                return inside, df, None, None, None, None, None
+            saved = (round_doubled_(x.detach() * double, grid.rounding), x, y)
         inside = g
         if saved and grid.overflow != "WRAP":
             inside = torch.ops.aten.hardtanh_backward(g.to(saved[0].dtype), saved[0], grid.low - 0.5, grid.high + 0.5)

@@ -1,0 +1,103 @@
+"""Optional native passes for training: one pass over the data where eager torch needs several.
+
+`quantize.c` is compiled once with the machine's GCC into the user's cache folder and runs on torch's own OpenMP
+threads. Where there is no GCC, no GNU OpenMP in the process, or ``EDGEMAT_NATIVE=0``, `kernel` gives None and the
+layers use eager torch. Forward values have the same bits either way.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+_SOURCE = Path(__file__).with_name("quantize.c")
+_FLAGS = ("-std=c99", "-O3", "-march=native", "-fPIC", "-fopenmp", "-ffp-contract=off", "-fno-math-errno")
+_FLAGS += ("-fno-trapping-math",)
+_SECONDS = 60
+_P, _N, _F, _D, _I = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_double, ctypes.c_int
+_SIGNATURES: dict[str, tuple[type | None, list[type]]] = {
+    "edgemat_quantize": (None, [_P, _P, _N, _F, _F, _F, _F, _I, _I]),
+    "edgemat_quantize_backward": (_D, [_P, _P, _P, _P, _N, _F, _F, _I]),
+    "edgemat_affine": (None, [_P, _P, _P, _P, _N, _N, _N, _F, _F, _F, _I]),
+    "edgemat_statistics": (None, [_P] * 5 + [_N, _N, _N, _D, _I]),
+    "edgemat_norm": (None, [_P] * 8 + [_N, _N, _N, _D, _D, _F, _F, _F, _I]),
+    "edgemat_norm_backward": (_D, [_P] * 10 + [_N, _N, _N, _F, _F, _I]),
+    "edgemat_quantize_rows": (None, [_P, _P, _P, _P, _N, _N, _F, _F, _I]),
+    "edgemat_quantize_rows_backward": (None, [_P] * 6 + [_N, _N, _F, _F, _I]),
+}
+
+
+def kernel(*tensors: Tensor) -> ctypes.CDLL | None:
+    """The native passes if they can run on all of `tensors`: contiguous float32 in main memory, not being traced."""
+    for x in tensors:
+        if (
+            x.dtype != torch.float32
+            or x.device.type != "cpu"
+            or type(x) not in (Tensor, torch.nn.Parameter)
+            or not x.is_contiguous()
+        ):
+            return None
+    return None if torch.compiler.is_compiling() else load()
+
+
+@functools.cache
+def load() -> ctypes.CDLL | None:
+    """Compiles (once per machine) and loads the native passes; None where that is not possible."""
+    if os.environ.get("EDGEMAT_NATIVE") == "0" or not sys.platform.startswith("linux"):
+        return None
+    try:
+        library = ctypes.CDLL(str(_built()))
+        for name, (result, arguments) in _SIGNATURES.items():
+            function = getattr(library, name)
+            function.restype, function.argtypes = result, arguments
+    except (OSError, AttributeError, subprocess.SubprocessError):
+        return None
+    return library
+
+
+def _built() -> Path:
+    """The compiled library, from the cache folder or made now."""
+    compiler = shutil.which("gcc") or shutil.which("cc")
+    if compiler is None:
+        raise FileNotFoundError("no gcc was found, expected one on the path; install gcc for faster training")
+    key = hashlib.sha256(_SOURCE.read_bytes())
+    key.update(" ".join((*_FLAGS, platform.machine(), os.path.realpath(compiler), _processor())).encode())
+    target = _cache_folder() / f"quantize-{key.hexdigest()[:20]}.so"
+    if target.exists():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        # Linked without -fopenmp: the runtime is the one torch has loaded, so that threads are shared with it.
+        compiled, linked = Path(folder) / "quantize.o", Path(folder) / "quantize.so"
+        for command in (
+            [compiler, *_FLAGS, "-c", str(_SOURCE), "-o", str(compiled)],
+            [compiler, "-shared", str(compiled), "-o", str(linked), "-lm"],
+        ):
+            subprocess.run(command, check=True, capture_output=True, timeout=_SECONDS)
+        os.replace(linked, target)
+    return target
+
+
+def _cache_folder() -> Path:
+    """``EDGEMAT_CACHE``, or a folder in the user's cache folder; code is never loaded from a shared one."""
+    stated = os.environ.get("EDGEMAT_CACHE")
+    if stated:
+        return Path(stated).expanduser() / "native"
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "edgemat" / "native"
+
+
+def _processor() -> str:
+    """What ``-march=native`` depends on, so that machines that share a home do not share a library."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return "".join(sorted({line for line in lines if line.startswith(("flags", "Features", "model name", "CPU part"))}))
