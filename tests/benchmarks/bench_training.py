@@ -7,13 +7,9 @@ quantised at most 1.2 times, every element-wise layer quantised at most 1.6 time
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from collections.abc import Callable
-
-# A thread that waits must not take the processor from the other programs of the machine.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 from torch.nn import functional as F

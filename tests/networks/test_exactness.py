@@ -71,6 +71,13 @@ def test_emulated(network, split, core):
     check(network, (f"mcu:{core}",), take(split, 50))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["hls:parallel", "hls:stream", "mcu:cortex-m4", "mcu:rv32imc"])
+def test_the_whole_test_split(network, split, backend):
+    """Every sample on the simulated and emulated backends, too."""
+    check(network, (backend,), split.x_test)
+
+
 def test_another_network_is_told_apart(network, split):
     """The control: a module whose last bias moved must not pass for the file."""
     module = recipes.load_module(network.name, network.module)
