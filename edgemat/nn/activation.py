@@ -10,6 +10,8 @@ from edgemat.formats import Fixed
 from edgemat.nn.emission import emit, exporting
 from edgemat.nn.layer import Link, QuantLayer, exact_arithmetic
 from edgemat.nn.quantizer import FixedQuantizer, check_points, unsigned
+from edgemat.nn.quantizers import weight_quantizer, weight_spec
+from edgemat.recipe import WeightSpec
 
 
 class QuantReLU(QuantLayer):
@@ -113,18 +115,19 @@ class QuantPReLU(QuantLayer):
         init: float = 0.25,
         learn: bool = True,
         *,
-        weights: str | Fixed = "fixed<8>",
+        weights: str | Fixed | WeightSpec = "fixed<8>",
         output: str | Fixed | FixedQuantizer | None = "fixed<8>",
         input: str | Fixed | None = "fixed<8>",
     ):
         super().__init__(input, output)
-        check_points(weights, None, f"a {type(self).__name__}")
+        spec = weight_spec(weights, False)
         slopes = torch.full((num_parameters,), init)
         if learn:
             self.weight = nn.Parameter(slopes)
         else:
             self.register_buffer("weight", slopes, persistent=False)
-        self.weight_quantizer = FixedQuantizer(weights, role="weights")
+        label = f"a {type(self).__name__}"
+        self.weight_quantizer = weight_quantizer(spec, (num_parameters,), None, 0, label)
         self._slope_format = ""
 
     def forward(self, x: Tensor) -> Tensor:

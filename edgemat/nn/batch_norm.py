@@ -11,8 +11,10 @@ from edgemat.formats import Fixed
 from edgemat.nn.affine import BatchAffine, batch_statistics
 from edgemat.nn.emission import emit, exporting
 from edgemat.nn.layer import QuantLayer, exact_arithmetic
-from edgemat.nn.quantizer import FixedQuantizer, check_points
+from edgemat.nn.quantizer import FixedQuantizer
+from edgemat.nn.quantizers import weight_quantizer, weight_spec
 from edgemat.nn.rounding import Grid, QuantizeChannels
+from edgemat.recipe import WeightSpec
 
 
 class BatchNorm(nn.Module):
@@ -114,7 +116,7 @@ class QuantBatchNorm(QuantLayer):
         self,
         norm: nn.Module | int,
         *,
-        weights: str | Fixed = "fixed<8>",
+        weights: str | Fixed | WeightSpec = "fixed<8>",
         bias_format: str | Fixed = "fixed<32>",
         input: str | Fixed | None = "fixed<8>",
         output: str | Fixed | FixedQuantizer | None = "fixed<8>",
@@ -128,12 +130,9 @@ class QuantBatchNorm(QuantLayer):
         for name in ("running_mean", "running_var", "num_batches_tracked"):
             self.register_buffer(name, getattr(plain, name))
         self.eps, self.momentum, self.num_features = plain.eps, plain.momentum, plain.num_features
-        fmt = Fixed.parse(weights) if isinstance(weights, str) else weights
-        check_points(fmt, self.num_features, f"a {type(self).__name__}")
-        learned = per_channel and fmt.int_bits is None
-        self.weight_quantizer = FixedQuantizer(
-            fmt, channels=self.num_features if learned else None, axis=0, role="weights"
-        )
+        spec = weight_spec(weights, per_channel)
+        label, shape = f"a {type(self).__name__}", (self.num_features,)
+        self.weight_quantizer = weight_quantizer(spec, shape, self.num_features, 0, label)
         width = (Fixed.parse(bias_format) if isinstance(bias_format, str) else bias_format).width
         self.bias_grid = Grid.of(Fixed(width, 0))
         self.final = False

@@ -15,6 +15,7 @@ from edgemat.nn.batch_norm import BatchNorm
 from edgemat.nn.layer import pair
 from edgemat.nn.linear import WeightedLayer
 from edgemat.nn.quantizer import FixedQuantizer
+from edgemat.recipe import WeightSpec
 
 
 class _Convolution(WeightedLayer):
@@ -33,7 +34,7 @@ class _Convolution(WeightedLayer):
         groups: int = 1,
         bias: bool = True,
         *,
-        weights: str | Fixed = "fixed<8>",
+        weights: str | Fixed | WeightSpec = "fixed<8>",
         bias_format: str | Fixed = "fixed<32>",
         input: str | Fixed | None = "fixed<8>",
         output: str | Fixed | FixedQuantizer | None = None,
@@ -134,7 +135,7 @@ class QuantConvTranspose2d(WeightedLayer):
         bias: bool = True,
         dilation: int | Sequence[int] = 1,
         *,
-        weights: str | Fixed = "fixed<8>",
+        weights: str | Fixed | WeightSpec = "fixed<8>",
         bias_format: str | Fixed = "fixed<32>",
         input: str | Fixed | None = "fixed<8>",
         output: str | Fixed | FixedQuantizer | None = None,

@@ -35,16 +35,15 @@ class Handlers(Placement):
         rules = self.layer_recipe(node)
         self.check_weights(node, old)
         options: dict[str, Any] = {
-            "weights": rules.weights,
+            "weights": rules.weight_spec(),
             "bias_format": rules.bias,
             "input": None,
-            "per_channel": rules.per_channel_weights,
         }
         if shared:
             # Calls may bring different grids: the layer requantises its input, so that the bias has one grid.
             assert x.source is not None
             options["input"] = rules.input or rules.activation(False)
-            options["output"] = FixedQuantizer(rules.activation(False), role="requantize")
+            options["output"] = self.quantizer(node, rules, rules.activation(False))
         layer = self.weighted(node, old, options)
         layer.weight, layer.bias = old.weight, old.bias
         layer.path = name
@@ -65,8 +64,8 @@ class Handlers(Placement):
             later = self.relu_behind_pool(last)
             if later is not None:
                 self.commuted.add(later)
-                fmt = self.layer_recipe(*self.chain(last), later).activation(True)
-                layer.output_quantizer = FixedQuantizer(fmt, role="requantize", relu=True)
+                behind = self.layer_recipe(*self.chain(last), later)
+                layer.output_quantizer = self.quantizer(last, behind, behind.activation(True), relu=True)
             else:
                 layer.output_quantizer = self.output_quantizer(last, False)
         self.finish(node, self.call(name, layer, x.node), layer, False)
@@ -113,11 +112,10 @@ class Handlers(Placement):
         x = self.operand(self.enter(node, x))
         layer = QuantBatchNorm(
             self.old_module(node),
-            weights=rules.weights,
+            weights=rules.weight_spec(),
             bias_format=rules.bias,
             input=None,
             output=self.output_quantizer(node, False),
-            per_channel=rules.per_channel_weights,
         )
         layer.link(x.source)
         self.finish(node, self.call(self.module_name(node), layer, x.node), layer, False)
@@ -171,13 +169,13 @@ class Handlers(Placement):
         self.check_weights(node, old)
         quantizer = self.output_quantizer(node, False)
         if old is not None and module_type(old) is nn.PReLU:
-            layer = activation.QuantPReLU(old.num_parameters, weights=rules.weights, output=quantizer, input=None)
+            layer = activation.QuantPReLU(old.num_parameters, weights=rules.weight_spec(), output=quantizer, input=None)
             layer.weight = old.weight
         else:
             slope = as_number(old.negative_slope if old is not None else argument(node, 1, "negative_slope", 0.01))
             if slope is None:
                 raise refuse(node, self.root, "takes a slope that is no number", "use torch.nn.PReLU")
-            layer = activation.QuantPReLU(1, slope, False, weights=rules.weights, output=quantizer, input=None)
+            layer = activation.QuantPReLU(1, slope, False, weights=rules.weight_spec(), output=quantizer, input=None)
             layer.weight_quantizer.fit(layer.weight)
         layer.link(x.source)
         self.finish(node, self.call(self.module_name(node), layer, x.node), layer, x.non_negative)

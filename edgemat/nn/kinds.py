@@ -182,6 +182,7 @@ ARITHMETIC = (
     "stack",
 )
 # Activations that take an exact accumulator and bring the quantiser themselves.
+WEIGHTED = ("linear", "conv")
 ABSORBING = ("relu", "clip")
 # Results that only rearrange or select values.
 TRANSPARENT = ("keep", "split", "max_pool", "adaptive_max_pool", "pad", "upsample", "arg_max")

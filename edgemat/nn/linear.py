@@ -27,8 +27,10 @@ from edgemat.formats import Fixed
 from edgemat.nn.batch_norm import BatchNorm, folded_scale
 from edgemat.nn.emission import emit, exporting
 from edgemat.nn.layer import Link, QuantLayer, exact_arithmetic
-from edgemat.nn.quantizer import FixedQuantizer, check_points
+from edgemat.nn.quantizer import FixedQuantizer
+from edgemat.nn.quantizers import weight_quantizer, weight_spec
 from edgemat.nn.rounding import Grid, QuantizeChannels
+from edgemat.recipe import WeightSpec
 
 _BIAS_LIMIT = 32
 
@@ -40,7 +42,7 @@ class WeightedLayer(QuantLayer):
         shape: Shape of the weight.
         outputs: Number of output channels.
         bias: Whether there is a bias.
-        weights: Format of the weights.
+        weights: Format of the weights, or everything a recipe says of them.
         bias_format: ``fixed<W>``, the width of the bias, at most 32 bits.
         input: Format of an own input quantiser, or None where `link` will name the producer.
         output: Format of the result, or None to keep the exact accumulator.
@@ -55,7 +57,7 @@ class WeightedLayer(QuantLayer):
         shape: Sequence[int],
         outputs: int,
         bias: bool,
-        weights: str | Fixed,
+        weights: str | Fixed | WeightSpec,
         bias_format: str | Fixed,
         input: str | Fixed | None,
         output: str | Fixed | FixedQuantizer | None,
@@ -63,18 +65,15 @@ class WeightedLayer(QuantLayer):
         per_channel: bool,
     ):
         super().__init__(input, output, relu)
-        fmt = Fixed.parse(weights) if isinstance(weights, str) else weights
         width = (Fixed.parse(bias_format) if isinstance(bias_format, str) else bias_format).width
         if width > _BIAS_LIMIT:
             raise FormatError(f"a bias of {width} bits was asked for, expected at most {_BIAS_LIMIT}")
-        grouped = self.out_axis == 1 and outputs != shape[1]
-        check_points(fmt, None if grouped else outputs, f"a {type(self).__name__}")
-        learned = per_channel and fmt.int_bits is None
         self.weight = nn.Parameter(torch.empty(*shape))
         self.bias = nn.Parameter(torch.empty(outputs)) if bias else None
-        self.weight_quantizer = FixedQuantizer(
-            fmt, channels=outputs if learned else None, axis=self.out_axis, role="weights"
-        )
+        spec = weight_spec(weights, per_channel)
+        grouped = self.out_axis == 1 and outputs != shape[1]
+        label = f"a {type(self).__name__}"
+        self.weight_quantizer = weight_quantizer(spec, shape, None if grouped else outputs, self.out_axis, label)
         self.outputs = outputs
         self.bias_grid = Grid.of(Fixed(width, 0))
         self.final = False
@@ -262,7 +261,7 @@ class QuantLinear(WeightedLayer):
         out_features: int,
         bias: bool = True,
         *,
-        weights: str | Fixed = "fixed<8>",
+        weights: str | Fixed | WeightSpec = "fixed<8>",
         bias_format: str | Fixed = "fixed<32>",
         input: str | Fixed | None = "fixed<8>",
         output: str | Fixed | FixedQuantizer | None = None,

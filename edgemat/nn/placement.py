@@ -9,9 +9,10 @@ from torch import fx, nn
 
 from edgemat.errors import FormatError, LoweringError
 from edgemat.formats import Fixed
-from edgemat.nn.kinds import ABSORBING, ARITHMETIC, TRANSPARENT, kind_of
+from edgemat.nn.kinds import ABSORBING, ARITHMETIC, TRANSPARENT, WEIGHTED, kind_of
 from edgemat.nn.layer import QuantLayer
 from edgemat.nn.quantizer import FixedQuantizer, check_points
+from edgemat.nn.quantizers import activation_quantizer
 from edgemat.recipe import LayerRecipe, Recipe, nearest
 
 
@@ -51,6 +52,26 @@ class Placement:
         self.folded: dict[fx.Node, fx.Node] = {}
         self.commuted: set[fx.Node] = set()
         self.done: set[str] = set()
+        self.positions = self._positions()
+
+    def _positions(self) -> dict[fx.Node, set[str]]:
+        """Which layers with weights come first behind an input and last before an output."""
+        found: dict[fx.Node, set[str]] = {}
+        for position, roots, onward in (
+            ("first", [n for n in self.old.nodes if n.op == "placeholder"], lambda n: n.users),
+            ("last", [n for n in self.old.nodes if n.op == "output"], lambda n: n.all_input_nodes),
+        ):
+            seen, waiting = set(roots), list(roots)
+            while waiting:
+                for near in onward(waiting.pop()):
+                    if near in seen:
+                        continue
+                    seen.add(near)
+                    if self.kinds[near] in WEIGHTED:
+                        found.setdefault(near, set()).add(position)
+                    else:
+                        waiting.append(near)
+        return found
 
     def copy(self, node: fx.Node) -> fx.Node:
         """The node with its inputs replaced by the new ones."""
@@ -118,7 +139,8 @@ class Placement:
 
     def layer_recipe(self, *chain: fx.Node) -> LayerRecipe:
         """What holds for a chain of nodes that share one output."""
-        return self.recipe.layer([self.named(n) for n in chain])
+        named = [self.named(n) for n in chain]
+        return self.recipe.layer(named, {p for n in chain for p in self.positions.get(n, ())})
 
     def check_weights(self, node: fx.Node, old: nn.Module | None) -> None:
         """Refuses stated binary points per channel that are not as many as the layer's output channels.
@@ -186,7 +208,19 @@ class Placement:
             fmt = None
         if fmt is None:
             return None
-        return FixedQuantizer(fmt, role="requantize", relu=relu)
+        return self.quantizer(node, rules, fmt, relu)
+
+    def quantizer(self, node: fx.Node, rules: LayerRecipe, fmt: Fixed, relu: bool = False) -> FixedQuantizer:
+        """The quantiser of a node's result in the format `fmt`."""
+        return activation_quantizer(rules.activation_spec(fmt), self.channels(node), relu)
+
+    def channels(self, node: fx.Node) -> int | None:
+        """Length of axis 1 of a node's result where the layers around it tell, else None."""
+        for near in self.chain(node) if node in self.values or node.op != "placeholder" else []:
+            for name in ("out_features", "out_channels", "num_features"):
+                if hasattr(self.old_module(near), name):
+                    return int(getattr(self.old_module(near), name))
+        return None
 
     def operand(self, value: Value, name: str = "operand") -> Value:
         """A value on a known grid; an accumulator that was left exact gets no second chance."""
@@ -202,7 +236,7 @@ class Placement:
         rules = self.layer_recipe(node)
         if rules.input is None:
             return value
-        quantizer = FixedQuantizer(rules.input, role="requantize")
+        quantizer = self.quantizer(node.all_input_nodes[0], rules, rules.input)
         call = self.call(self.unused(f"{node.name}_input"), quantizer, value.node)
         return Value(call, quantizer, value.non_negative and not rules.input.signed)
 

@@ -1,0 +1,51 @@
+"""Which quantiser a recipe's `WeightSpec` or `ActivationSpec` means."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from edgemat.formats import Fixed
+from edgemat.nn.quantizer import FixedQuantizer, check_points
+from edgemat.recipe import ActivationSpec, WeightSpec
+
+
+def weight_spec(weights: str | Fixed | WeightSpec, per_channel: bool) -> WeightSpec:
+    """The spec that a layer's `weights` and `per_channel` arguments mean."""
+    if isinstance(weights, WeightSpec):
+        return weights
+    fmt = Fixed.parse(weights) if isinstance(weights, str) else weights
+    return WeightSpec(fmt, "channel" if per_channel else "tensor")
+
+
+def weight_quantizer(
+    spec: WeightSpec, shape: Sequence[int], outputs: int | None, axis: int, label: str
+) -> FixedQuantizer:
+    """The quantiser of a layer's weights.
+
+    Args:
+        spec: Format, groups and constraints.
+        shape: Shape of the weights.
+        outputs: Number of output channels, or None where binary points cannot differ by channel.
+        axis: Axis of the output channels.
+        label: What a message calls the layer.
+
+    Raises:
+        FormatError: if stated binary points do not match the channels.
+    """
+    check_points(spec.format, outputs, label)
+    learned = spec.groups == "channel" and spec.format.int_bits is None
+    return FixedQuantizer(spec.format, channels=outputs if learned else None, axis=axis, role="weights")
+
+
+def activation_quantizer(
+    spec: ActivationSpec, channels: int | None, relu: bool = False, role: str = "requantize"
+) -> FixedQuantizer:
+    """The quantiser of a tensor between layers, or (role ``"input"``) of a network input.
+
+    Args:
+        spec: Format and groups.
+        channels: Length of axis 1, or None where it is not known.
+        relu: Whether a ReLU precedes the rounding.
+        role: ``"requantize"`` or ``"input"``.
+    """
+    return FixedQuantizer(spec.format, relu=relu, role=role)

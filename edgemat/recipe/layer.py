@@ -1,0 +1,102 @@
+"""What a recipe says of one layer: the formats and groups that the layers of `edgemat.nn` take."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from edgemat.formats import Fixed
+
+
+@dataclass(frozen=True)
+class WeightSpec:
+    """How the weights of one layer are quantised: what the layers of `edgemat.nn` take for `weights`.
+
+    Attributes:
+        format: Width, sign, modes and, where stated, the binary point(s); ``bipolar`` for binary weights.
+        groups: What shares a learned binary point (and width): the whole ``"tensor"``, an output ``"channel"``, as many
+            inputs of one output as the number says, or each ``"weight"`` alone.
+        learn_width: Whether the width is learned, too, from `format.width` down to 0 (pruned).
+        khot: Largest number of signed powers of two a weight is the sum of, or None for any code.
+        accumulator: Bits that the layer's accumulator must never exceed (A2Q), or None.
+        accumulator_bound: ``"a2q"`` (arXiv 2308.13504) or ``"a2q+"`` (arXiv 2401.10432).
+        points: ``"learned"`` by gradient, or ``"statistics"``: after the mean magnitude (StatsQ, arXiv 2302.02210).
+    """
+
+    format: Fixed
+    groups: str | int = "channel"
+    learn_width: bool = False
+    khot: int | None = None
+    accumulator: int | None = None
+    accumulator_bound: str = "a2q+"
+    points: str = "learned"
+
+
+@dataclass(frozen=True)
+class ActivationSpec:
+    """How the output of one layer is quantised.
+
+    Attributes:
+        format: Width, sign, modes and, where stated, the binary point.
+        groups: What shares a learned binary point (and width): the ``"tensor"`` or a ``"channel"`` (axis 1).
+        learn_width: Whether the width is learned, too, from `format.width` down to 0 (pruned).
+    """
+
+    format: Fixed
+    groups: str = "tensor"
+    learn_width: bool = False
+
+
+@dataclass(frozen=True)
+class LayerRecipe:
+    """What holds for one layer after all rules.
+
+    Attributes:
+        weights: Format of weights, slopes and constants.
+        bias: Width of the bias; its binary point is that of the accumulator.
+        activations: Format of the layer's output.
+        stated: Whether a rule states `activations`, which is then taken as written, sign included.
+        input: Format the layer's input is requantised to first, or None.
+        outputs: Format of a network output computed by this layer, or None for the exact accumulator.
+        per_channel_weights: Whether each output channel has its own binary point.
+        batch_norm: ``"fold"`` or ``"affine"``.
+        every_layer: Whether the output is quantised even where an activation function follows directly.
+        learn_widths: What learns its width: ``"none"``, ``"weights"``, ``"activations"`` or ``"all"``.
+        weight_groups: What weights share a binary point; None follows `per_channel_weights`.
+        activation_groups: What activations share a binary point.
+        khot: See `WeightSpec`; `accumulator`, `accumulator_bound` and `points` as well.
+    """
+
+    weights: Fixed
+    bias: Fixed
+    activations: Fixed
+    stated: bool = False
+    input: Fixed | None = None
+    outputs: Fixed | None = None
+    per_channel_weights: bool = True
+    batch_norm: str = "fold"
+    every_layer: bool = False
+    learn_widths: str = "none"
+    weight_groups: str | int | None = None
+    activation_groups: str = "tensor"
+    khot: int | None = None
+    accumulator: int | None = None
+    accumulator_bound: str = "a2q+"
+    points: str = "learned"
+
+    def activation(self, non_negative: bool) -> Fixed:
+        """Format of an output; unsigned of the same width where it is proven non-negative, unless a rule states it."""
+        if self.stated or not non_negative:
+            return self.activations
+        return replace(self.activations, signed=False)
+
+    def activation_spec(self, format: Fixed) -> ActivationSpec:
+        """How an output of `format` (one of `activation`, `outputs`, `input`) is quantised."""
+        return ActivationSpec(format, self.activation_groups, self.learn_widths in ("activations", "all"))
+
+    def weight_spec(self) -> WeightSpec:
+        """How the weights are quantised."""
+        groups = self.weight_groups
+        if groups is None:
+            groups = "channel" if self.per_channel_weights else "tensor"
+        learn = self.learn_widths in ("weights", "all")
+        return WeightSpec(self.weights, groups, learn, self.khot, self.accumulator, self.accumulator_bound, self.points)
