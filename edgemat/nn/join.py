@@ -37,7 +37,7 @@ class QuantJoin(QuantLayer):
         if exporting():
             return self.leave(self.combine(x, y))
         a, b = self.source(0), self.source(1)
-        if a is not None and b is not None and (a._observer is not None or b._observer is not None):
+        if a is not None and b is not None and (a.observing or b.observing):
             return self.leave(self.combine(x.float(), y.float()))
         with exact_arithmetic(x):
             if a is None or b is None:

@@ -43,6 +43,7 @@ class FixedQuantizer(nn.Module):
     Attributes:
         frac: Fractional bits, float32, shape ``[]`` or ``[channels]``; a parameter where learned, else a buffer.
         calibrated: Whether the binary point is set: by the format, calibration, a checkpoint or the first batch.
+        delayed: Whether real values pass while training (`edgemat.QuantizationDelay` sets it); eval mode rounds.
         path: Name of this quantiser in its network, for messages.
         network: Name of the network `quantize` made, of which this quantiser is a part, or "".
 
@@ -56,6 +57,7 @@ class FixedQuantizer(nn.Module):
     """
 
     network = ""
+    delayed = False
 
     def __init__(
         self,
@@ -111,6 +113,11 @@ class FixedQuantizer(nn.Module):
     def ready(self) -> bool:
         """Whether the binary point is set."""
         return self._ready
+
+    @property
+    def observing(self) -> bool:
+        """Whether real values pass: calibration looks at them, or quantisation has not begun in this training."""
+        return self._observer is not None or (self.delayed and self.training)
 
     @property
     def format(self) -> Fixed:
@@ -204,7 +211,7 @@ class FixedQuantizer(nn.Module):
         grid = self.grid
         return (
             self._ready
-            and self._observer is None
+            and not self.observing
             and not self.per_channel
             and grid.rounding == "RND"
             and grid.overflow in ("SAT", "SAT_SYM")

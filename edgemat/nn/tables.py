@@ -77,7 +77,7 @@ class QuantTable(QuantLayer):
             return emit("Table", (x, self.codes), x.shape, function=self.function, y_format=quantizer._frozen)
         source = self.known_source()
         real = FUNCTIONS[self.function](x.float())
-        if quantizer._observer is not None or source._observer is not None or not quantizer.ready:
+        if quantizer.observing or source.observing or not quantizer.ready:
             return quantizer(real)
         codes = self.table_codes().to(x.device)
         values = torch.ldexp(codes.double(), -quantizer.exponents()).to(quantizer.grid.carrier)
@@ -139,7 +139,7 @@ class QuantSoftmax(QuantLayer):
             return emit("Softmax", (x, self.codes), x.shape, axis=self.dim % x.dim() - 1, **formats)
         source = self.known_source()
         real = torch.softmax(x.float(), self.dim)
-        if quantizer._observer is not None or source._observer is not None or not quantizer.ready:
+        if quantizer.observing or source.observing or not quantizer.ready:
             return quantizer(real)
         with torch.no_grad():
             table = self.table_codes().to(x.device)
