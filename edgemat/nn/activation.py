@@ -75,7 +75,7 @@ class QuantClip(QuantLayer):
     def bounds(self) -> tuple[float | None, float | None]:
         """The bounds on the grid of the result (of the input, without an output quantiser)."""
         quantizer = self.output_quantizer if self.output_quantizer is not None else self.source()
-        if quantizer is None or quantizer._observer is not None or not quantizer.ready:
+        if quantizer is None or quantizer.observing or not quantizer.ready:
             return self.low, self.high
         exponent = quantizer.exponent()
         scaled = [None if v is None else round(v * 2.0**exponent) * 2.0**-exponent for v in (self.low, self.high)]
@@ -139,7 +139,7 @@ class QuantPReLU(QuantLayer):
         slope: Tensor = self.weight_quantizer(self.weight)
         source = self.source()
         with exact_arithmetic(x):
-            if source is None or source._observer is None:
+            if not self.weight_quantizer.observing and (source is None or not source.observing):
                 grid = self.known_source().grid
                 frac = max(self.weight_quantizer.exponent(), 0)
                 carrier = self.carrier(grid.magnitude * max(self.weight_quantizer.grid.magnitude, 1 << frac))

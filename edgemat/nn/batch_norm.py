@@ -23,9 +23,14 @@ class BatchNorm(nn.Module):
     On its own this module is the identity: `edgemat.quantize` leaves it where the user's batch norm was, and the layer
     before it, into which it is folded, does the work. Put it into eval mode to freeze the statistics.
 
+    Attributes:
+        frozen: Whether the running statistics stay and are used in training, too (`edgemat.freeze_batch_norm`).
+
     Args:
         norm: The torch module whose parameters and statistics are taken over.
     """
+
+    frozen = False
 
     def __init__(self, norm: nn.Module):
         super().__init__()
@@ -47,7 +52,7 @@ class BatchNorm(nn.Module):
     @property
     def uses_batch_statistics(self) -> bool:
         """Whether the statistics of the batch are used (and the running ones updated)."""
-        return self.training or self.estimating
+        return (self.training and not self.frozen) or self.estimating
 
     def normalize(self, x: Tensor) -> Tensor:
         """The float batch norm with the batch's statistics, updating the running ones."""
@@ -103,6 +108,9 @@ class QuantBatchNorm(QuantLayer):
     ``a = gamma / sqrt(var + eps)`` in the format `weights`, ``b = beta - mean * a`` (the unrounded a) on the grid of
     the product. While training, the batch's statistics take the place of the running ones, and b stays real.
 
+    Attributes:
+        frozen: Whether the running statistics stay and are used in training, too (`edgemat.freeze_batch_norm`).
+
     Args:
         norm: The torch batch norm whose parameters and statistics are taken over, or the number of channels.
         weights: Format of a.
@@ -111,6 +119,8 @@ class QuantBatchNorm(QuantLayer):
         output: Format of the result.
         per_channel: Whether a learned binary point of a is one per channel.
     """
+
+    frozen = False
 
     def __init__(
         self,
@@ -142,7 +152,7 @@ class QuantBatchNorm(QuantLayer):
     @property
     def uses_batch_statistics(self) -> bool:
         """Whether the statistics of the batch are used (and the running ones updated)."""
-        return self.training or self.estimating
+        return (self.training and not self.frozen) or self.estimating
 
     @property
     def quantizes_ahead(self) -> bool:
@@ -187,7 +197,8 @@ class QuantBatchNorm(QuantLayer):
         with exact_arithmetic(x):
             mean, var = self.statistics(x)
             source = self.source()
-            if source is not None and source._observer is not None:
+            observing = self.weight_quantizer.observing or (source is not None and source.observing)
+            if observing and not (self.training and self.uses_batch_statistics):
                 a, b = self.real_affine(mean, var)
                 return self.leave(torch.addcmul(b.float().view(shape), x.float(), a.float().view(shape)))
             if self.uses_batch_statistics:

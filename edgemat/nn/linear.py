@@ -195,7 +195,8 @@ class WeightedLayer(QuantLayer):
         with torch.no_grad():
             scale = folded_scale(norm).float()
             scale.masked_fill_(scale == 0.0, 1.0)
-        weight = self.weight_quantizer.folded(self.weight, scale).float()
+        quantizer = self.weight_quantizer
+        weight = self.weight if quantizer.observing else quantizer.folded(self.weight, scale).float()
         y = self.apply_weight(x.float(), weight, self.bias)
         if self.quantizes_ahead:
             assert self.next_quantizer is not None
@@ -204,9 +205,9 @@ class WeightedLayer(QuantLayer):
 
     @property
     def observing(self) -> bool:
-        """Whether calibration is looking at the input, which is then not on its grid."""
+        """Whether input or weights are real numbers, off their grids: in calibration, or before quantisation begins."""
         source = self.source()
-        return source is not None and source._observer is not None
+        return self.weight_quantizer.observing or (source is not None and source.observing)
 
     # -- export ---------------------------------------------------------------------------------------------------
     @torch.no_grad()
