@@ -22,7 +22,9 @@ NATIVE = (".c", ".h", ".hpp", ".cpp")
 BOTTOM = {"errors", "formats", "op", "body"}
 DOWN = {
     "errors": set(),
-    "formats": {"errors"},
+    "rounding": {"errors"},
+    "fixed": {"errors", "rounding"},
+    "formats": {"errors", "rounding", "fixed"},
     "body": BOTTOM,
     "op": BOTTOM,
     "recipe": BOTTOM,

@@ -37,10 +37,18 @@ def rounded(value: Fraction, mode: str) -> int:
     }[mode]
 
 
-def overflowed(code: int, fmt: Fixed) -> int:
+def width_of(fmt: Fixed, channel: int) -> int:
+    """Bits of a channel's code."""
+    return fmt.width if fmt.widths is None else fmt.widths[channel % len(fmt.widths)]
+
+
+def overflowed(code: int, fmt: Fixed, channel: int = 0) -> int:
     """A rounded integer brought into the code range by one of the four modes."""
-    low = -(2 ** (fmt.width - 1)) if fmt.signed else 0
-    high = 2 ** (fmt.width - 1) - 1 if fmt.signed else 2**fmt.width - 1
+    width = width_of(fmt, channel)
+    if width == 0:
+        return 0
+    low = -(2 ** (width - 1)) if fmt.signed else 0
+    high = 2 ** (width - 1) - 1 if fmt.signed else 2**width - 1
     if fmt.overflow == "WRAP":
         code %= 2**fmt.width
         return code - 2**fmt.width if code > high else code
@@ -54,12 +62,14 @@ def overflowed(code: int, fmt: Fixed) -> int:
 def lsb(fmt: Fixed, channel: int = 0) -> Fraction:
     """The value of code 1."""
     points = fmt.int_bits if isinstance(fmt.int_bits, tuple) else (fmt.int_bits,)
-    return Fraction(2) ** (points[channel % len(points)] - fmt.width)
+    return Fraction(2) ** (points[channel % len(points)] - width_of(fmt, channel))
 
 
 def to_code(value: Fraction, fmt: Fixed, channel: int = 0) -> int:
-    """Round first, then overflow."""
-    return overflowed(rounded(value / lsb(fmt, channel), fmt.rounding), fmt)
+    """Round first, then overflow; bipolar codes are signs of the value itself, 0 counting as positive."""
+    if str(fmt) == "bipolar":
+        return 1 if value >= 0 else -1
+    return overflowed(rounded(value / lsb(fmt, channel), fmt.rounding), fmt, channel)
 
 
 def valued(codes: np.ndarray, fmt: Fixed, axis: int = 1) -> np.ndarray:
