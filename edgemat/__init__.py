@@ -25,40 +25,66 @@ if TYPE_CHECKING:
     from edgemat.formats import Fixed
     from edgemat.lower import to_onnx
     from edgemat.nn import calibrate, quantize
+    from edgemat.nn.training import (
+        DistillationLoss,
+        OscillationTracker,
+        QuantizationDelay,
+        freeze_batch_norm,
+        load_float,
+        ompq,
+        parameter_groups,
+        ptq,
+    )
     from edgemat.recipe import Recipe
     from edgemat.sim import Simulator
     from edgemat.verification.verify import verify
 
 _HOMES = {
+    "DistillationLoss": "edgemat.nn.training",
     "EdgematError": "edgemat.errors",
     "Fixed": "edgemat.formats",
     "FormatError": "edgemat.errors",
     "LoweringError": "edgemat.errors",
+    "OscillationTracker": "edgemat.nn.training",
     "ParityError": "edgemat.errors",
+    "QuantizationDelay": "edgemat.nn.training",
     "Recipe": "edgemat.recipe",
     "Simulator": "edgemat.sim",
     "ToolchainError": "edgemat.errors",
     "UnsupportedOpError": "edgemat.errors",
     "calibrate": "edgemat.nn",
     "export": "edgemat.exporting",
+    "freeze_batch_norm": "edgemat.nn.training",
+    "load_float": "edgemat.nn.training",
+    "ompq": "edgemat.nn.training",
+    "parameter_groups": "edgemat.nn.training",
+    "ptq": "edgemat.nn.training",
     "quantize": "edgemat.nn",
     "to_onnx": "edgemat.lower",
     "verify": "edgemat.verification",
 }
 
 __all__ = [
+    "DistillationLoss",
     "EdgematError",
     "Fixed",
     "FormatError",
     "LoweringError",
+    "OscillationTracker",
     "ParityError",
+    "QuantizationDelay",
     "Recipe",
     "Simulator",
     "ToolchainError",
     "UnsupportedOpError",
     "calibrate",
     "export",
+    "freeze_batch_norm",
+    "load_float",
     "nn",
+    "ompq",
+    "parameter_groups",
+    "ptq",
     "quantize",
     "to_onnx",
     "verify",

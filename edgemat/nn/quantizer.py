@@ -155,6 +155,13 @@ class FixedQuantizer(nn.Module):
             self.calibrated.fill_(True)
         self._ready = True
 
+    def reset(self) -> None:
+        """Marks a learned binary point as not set: calibration or the first training batch sets it anew."""
+        if not self.stated:
+            with torch.no_grad():
+                self.calibrated.fill_(False)
+            self._ready = False
+
     def fit(self, x: Tensor) -> None:
         """Sets the binary point(s) to the finest that hold the range of `x`."""
         x = x.detach()
