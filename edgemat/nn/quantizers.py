@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from edgemat.formats import Fixed
+from edgemat.nn.learned_activation import LearnedActivationQuantizer
+from edgemat.nn.learned_width import LearnedWidthQuantizer
 from edgemat.nn.quantizer import FixedQuantizer, check_points
+from edgemat.nn.statistics import StatisticsQuantizer
 from edgemat.recipe import ActivationSpec, WeightSpec
 
 
@@ -33,7 +36,11 @@ def weight_quantizer(
         FormatError: if stated binary points do not match the channels.
     """
     check_points(spec.format, outputs, label)
+    if spec.learn_width or (spec.groups not in ("tensor", "channel") and spec.format.int_bits is None):
+        return LearnedWidthQuantizer(spec.format, shape, outputs, axis, spec.groups)
     learned = spec.groups == "channel" and spec.format.int_bits is None
+    if spec.points == "statistics" and spec.format.int_bits is None:
+        return StatisticsQuantizer(spec.format, channels=outputs if learned else None, axis=axis)
     return FixedQuantizer(spec.format, channels=outputs if learned else None, axis=axis, role="weights")
 
 
@@ -48,4 +55,6 @@ def activation_quantizer(
         relu: Whether a ReLU precedes the rounding.
         role: ``"requantize"`` or ``"input"``.
     """
+    if spec.learn_width:
+        return LearnedActivationQuantizer(spec.format, channels if spec.groups == "channel" else None, relu, role)
     return FixedQuantizer(spec.format, relu=relu, role=role)

@@ -91,8 +91,8 @@ class OscillationTracker:
                 raise FormatError(f"OscillationTracker: {name} is {value}, expected a number above 0, at most {high}")
         if (mode == "anneal") != (steps is not None) or (steps is not None and steps < 1):
             raise FormatError(
-                f"OscillationTracker: steps is {steps} with mode {mode!r}, expected a positive number with 'anneal', over "
-                "which the threshold falls, and None otherwise"
+                f"OscillationTracker: steps is {steps} with mode {mode!r}, expected a positive number with 'anneal' "
+                "(the threshold falls over them), and None otherwise"
             )
         self.mode, self.momentum, self.steps, self.steps_done = mode, float(momentum), steps, 0
         self._start, self._final = threshold, float(final_threshold)
@@ -154,15 +154,15 @@ class OscillationTracker:
         """
         if state.get("mode") != self.mode:
             raise FormatError(
-                f"OscillationTracker: the state is of mode {state.get('mode')!r}, expected {self.mode!r}; resume with the "
-                "mode the training began with"
+                f"OscillationTracker: the state is of mode {state.get('mode')!r}, expected {self.mode!r}; resume with "
+                "the mode the training began with"
             )
         layers = state["layers"]
         for name in [*layers, *self._layers]:
             if name not in layers or name not in self._layers:
                 raise FormatError(
-                    f"OscillationTracker: layer {name!r} is in only one of the state and the network, expected the same "
-                    f"layers{nearest(name, self._layers if name in layers else layers)}"
+                    f"OscillationTracker: layer {name!r} is in only one of the state and the network, expected "
+                    f"the same layers{nearest(name, self._layers if name in layers else layers)}"
                 )
         for name, layer in self._layers.items():
             kept = layers[name]
