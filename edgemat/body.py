@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from edgemat.formats import Fixed
+from edgemat.formats import Fixed, channel_array
 
 OPSET = 20
 IR_VERSION = 10
@@ -178,11 +178,20 @@ class Body:
     def _as(self, flag: ir.Value, like: Coded) -> Coded:
         return self.cast(Coded(flag, np.dtype(bool)), like.dtype)
 
-    def overflow(self, a: Coded, target: Fixed, low: int, high: int) -> Coded:
-        """Applies the overflow mode of `target` to integers proved to lie in low..high."""
-        floor, top = target.rails
-        if floor <= low and high <= top:
+    def overflow(self, a: Coded, target: Fixed, low: int, high: int, ndim: int = 2, axis: int = 1) -> Coded:
+        """Applies the overflow mode of `target` to integers proved to lie in low..high.
+
+        Channels of their own width lie along `axis` of the `ndim`-dimensional value.
+        """
+        if target.holds(low, high):
             return a
+        floor, top = target.rails
+        if target.bipolar:
+            negative = self.op("Less", a.value, self.number(0, a).value)
+            return Coded(self.op("Where", negative, self.number(-1, a).value, self.number(1, a).value), a.dtype)
+        if target.widths is not None:
+            lows, highs = (channel_array(rail, ndim, axis) for rail in target.channel_rails())
+            return self.minimum(self.maximum(a, self.number(lows, a)), self.number(highs, a))
         if target.overflow == "WRAP":
             modulus = self.number(float(1 << target.width) if a.dtype.kind == "f" else 1 << target.width, a)
             base = self.number(target.min_code, a)

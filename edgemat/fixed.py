@@ -197,6 +197,11 @@ class Fixed:
         return max(live, default=0)
 
     @property
+    def layout(self) -> tuple[object, ...]:
+        """What a code of the format means: all but the modes by which values become codes."""
+        return self.width, self.widths, self.signed, self.fracs, self.bipolar
+
+    @property
     def storage_width(self) -> int:
         """Bits of a two's complement (or unsigned) integer that holds every code: 2 for `bipolar`, else `width`."""
         return 2 if self.bipolar else self.width
@@ -222,11 +227,12 @@ class Fixed:
 
     def channel_rails(self) -> tuple[np.ndarray, np.ndarray]:
         """Lowest and highest code of each channel: two int64 arrays of one entry, or of one per channel."""
-        rails = [self.rails] if self.widths is None else [self._rails_of(width) for width in self.widths]
+        rails = [self.rails] if self.widths is None else [self.rails_of(width) for width in self.widths]
         low, high = zip(*rails, strict=True)
         return np.array(low, np.int64), np.array(high, np.int64)
 
-    def _rails_of(self, width: int) -> tuple[int, int]:
+    def rails_of(self, width: int) -> tuple[int, int]:
+        """Smallest and largest code of a channel of `width` bits."""
         return (0, 0) if width == 0 else replace(self, width=width, int_bits=0, widths=None).rails
 
     def with_frac(self, frac: int | Sequence[int]) -> Fixed:

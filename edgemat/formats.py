@@ -27,6 +27,7 @@ __all__ = [
     "Fixed",
     "IntBits",
     "accumulator",
+    "channel_accumulator",
     "channel_array",
     "dequantize",
     "holds_codes",
@@ -84,6 +85,28 @@ def _wrap64(codes: np.ndarray, fmt: Fixed) -> np.ndarray:
     low = np.int64(fmt.min_code)
     with np.errstate(over="ignore"):
         return ((codes - low) & mask) + low
+
+
+def channel_accumulator(lows: np.ndarray, highs: np.ndarray, fracs: Sequence[int]) -> Fixed:
+    """The narrowest format on the grid `fracs` whose channels hold the codes ``lows[c]`` to ``highs[c]``.
+
+    Args:
+        lows: Smallest code of each channel, one entry or one per channel.
+        highs: Largest code of each channel, as many.
+        fracs: Fractional bits, one entry or one per channel.
+
+    Raises:
+        FormatError: if more than 64 bits are needed.
+    """
+    if lows.size == 1:
+        return accumulator(int(lows[0]), int(highs[0]), fracs)
+    whole = accumulator(int(lows.min()), int(highs.max()), (0,))
+    widths = []
+    for lo, hi in zip(lows.tolist(), highs.tolist(), strict=True):
+        alone = accumulator(lo, hi, (0,))
+        widths.append(0 if lo == hi == 0 else alone.width + (whole.signed and not alone.signed))
+    points = [int(fracs[i % len(fracs)]) for i in range(len(widths))]
+    return Fixed.of_channels(widths, points, whole.signed)
 
 
 def holds_codes(codes: np.ndarray, fmt: Fixed, axis: int = 1) -> bool:

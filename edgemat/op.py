@@ -19,8 +19,38 @@ import numpy as np
 
 from edgemat import formats
 from edgemat.body import Body, Coded
-from edgemat.errors import FormatError, LoweringError
+from edgemat.errors import LoweringError
 from edgemat.formats import Fixed
+from edgemat.narrowing import (
+    carrier_for,
+    channel_shifts,
+    emit_requantize,
+    narrowed_interval,
+    overflow_interval,
+    shifted_interval,
+)
+
+__all__ = [
+    "MAX_ELEMENTS",
+    "REAL",
+    "Attr",
+    "Bounds",
+    "Call",
+    "Cost",
+    "Epilogue",
+    "Native",
+    "Op",
+    "Result",
+    "Shape",
+    "Tensor",
+    "carrier_for",
+    "channels",
+    "code_dtype",
+    "emit_requantize",
+    "narrowed_interval",
+    "overflow_interval",
+    "shifted_interval",
+]
 
 Shape = tuple[int | None, ...]
 MAX_ELEMENTS = 1 << 26
@@ -77,6 +107,16 @@ class Tensor:
     def magnitude(self) -> int:
         """Largest absolute code."""
         return max(abs(self.lo), abs(self.hi))
+
+    def channel_intervals(self) -> tuple[np.ndarray, np.ndarray]:
+        """Smallest and largest code of each channel: int64 arrays of one entry, or of one per channel of axis 1.
+
+        A channel's width narrows what is proved of the whole tensor.
+        """
+        if self.format is REAL or self.format.widths is None:
+            return np.array([self.lo], np.int64), np.array([self.hi], np.int64)
+        low, high = self.format.channel_rails()
+        return np.maximum(low, self.lo), np.minimum(high, self.hi)
 
 
 def code_dtype(fmt: Fixed) -> np.dtype:
@@ -159,11 +199,19 @@ class Result:
 
 @dataclass(frozen=True)
 class Cost:
-    """Work of one sample: multiplications of two variables or by a weight, additions, bits of weights."""
+    """Work of one sample: multiplications of two variables or by a weight, additions, bits of weights.
+
+    Attributes:
+        multiplies: Multiplications.
+        additions: Additions.
+        weight_bits: Bits the weights and biases take at their stated widths.
+        ebops: Effective bit operations (HGQ, arXiv 2405.00645; `edgemat.ops.bit_operations`).
+    """
 
     multiplies: int = 0
     additions: int = 0
     weight_bits: int = 0
+    ebops: int = 0
 
 
 class Call:
@@ -211,6 +259,12 @@ class Call:
         """A LoweringError that names this node."""
         return LoweringError(f"node {self.name!r} ({self.op.name}): {found}; {remedy}")
 
+    def check_channels(self, fmt: Fixed, shape: Shape) -> None:
+        """Refuses a format with more channels than axis 1 of `shape` has, or fewer."""
+        count = 1 if fmt is REAL else len(fmt.fracs)
+        if count > 1 and count != channels(shape):
+            raise self.refuse(f"{count} binary points", f"expected 1 or {channels(shape)} (axis 1)")
+
     @cached_property
     def exact(self) -> tuple[Result, ...]:
         """Types of the outputs before the epilogue."""
@@ -223,6 +277,7 @@ class Call:
                 raise self.refuse(
                     f"an output has shape {result.shape}", f"expected 1 to {MAX_ELEMENTS - 1} elements a sample"
                 )
+            self.check_channels(result.format, result.shape)
         return results
 
     @cached_property
@@ -236,13 +291,8 @@ class Call:
         if not self.attrs.get("requantize"):
             return None
         target = self.format_attr("requantize")
-        source = self.exact[0].format.fracs
-        wanted = target.fracs
-        count = max(len(source), len(wanted))
-        if count > 1 and count != channels(self.exact[0].shape):
-            raise self.refuse(f"{count} binary points", f"expected 1 or {channels(self.exact[0].shape)} (axis 1)")
-        shift = tuple(source[i % len(source)] - wanted[i % len(wanted)] for i in range(count))
-        return Epilogue(formats.uniform(shift), target)
+        self.check_channels(target, self.exact[0].shape)
+        return Epilogue(channel_shifts(self.exact[0].format, target), target)
 
     @cached_property
     def y(self) -> tuple[Tensor, ...]:
@@ -260,29 +310,6 @@ class Call:
 def channels(shape: Shape) -> int:
     """Length of axis 1, or 1 where there is none."""
     return int(shape[1] or 1) if len(shape) > 1 else 1
-
-
-def shifted_interval(lo: int, hi: int, shifts: Sequence[int], target: Fixed) -> tuple[int, int]:
-    """Interval of Requantize over the codes lo..hi for any of the right shifts.
-
-    Rounding is monotone and so is SAT; where WRAP or SAT_ZERO would act, the answer is the whole code range
-    (for SAT_ZERO: the part of it between 0 and the rounded ends).
-    """
-    ends = np.array([lo, hi], dtype=object)
-    lows, highs = zip(*(formats.round_shift(ends, s, target.rounding) for s in set(shifts)), strict=True)
-    return overflow_interval(min(lows), max(highs), target)
-
-
-def overflow_interval(low: int, high: int, target: Fixed) -> tuple[int, int]:
-    """Interval of rounded codes low..high after the overflow mode of `target`."""
-    floor, top = target.rails
-    if floor <= low and high <= top:
-        return int(low), int(high)
-    if target.overflow == "WRAP":
-        return floor, top
-    if target.overflow == "SAT_ZERO":
-        return max(min(int(low), 0), floor), min(max(int(high), 0), top)
-    return min(max(int(low), floor), top), max(min(int(high), top), floor)
 
 
 class Op(ABC):
@@ -310,6 +337,10 @@ class Op(ABC):
     def row_major(self, call: Call) -> bool:
         """Whether native kernels take this call's tensors in ONNX order (batch removed), not channels last."""
         return False
+
+    def takes_channels(self, tensor: Tensor) -> bool:
+        """Whether an operand whose channels have binary points (and widths) of their own is taken as it is."""
+        return self.keeps_channels
 
     # -- checks ---------------------------------------------------------------------------------------------------
     def check_attrs(self, node: str, attrs: dict[str, Any]) -> dict[str, Any]:
@@ -342,8 +373,10 @@ class Op(ABC):
         if not low <= len(call.x) <= high:
             raise call.refuse(f"{len(call.x)} inputs", f"expected {low} to {high}")
         for index, tensor in enumerate(call.x):
-            if tensor.format.per_channel and not self.keeps_channels and index not in call.constants:
+            if tensor.format.per_channel and not self.takes_channels(tensor) and index not in call.constants:
                 raise call.refuse(f"an input of {tensor.format}", "expected one binary point; requantise it first")
+            if index not in call.constants:
+                call.check_channels(tensor.format, tensor.shape)
 
     # -- meaning --------------------------------------------------------------------------------------------------
     @abstractmethod
@@ -369,7 +402,7 @@ class Op(ABC):
     def requantized_interval(self, call: Call, lo: int, hi: int) -> tuple[int, int]:
         """Interval of the output behind the epilogue."""
         assert call.epilogue is not None
-        return shifted_interval(lo, hi, call.epilogue.shift, call.epilogue.format)
+        return narrowed_interval(lo, hi, call.exact[0].format, call.epilogue.shift, call.epilogue.format)
 
     # -- ONNX body ------------------------------------------------------------------------------------------------
     @abstractmethod
@@ -406,44 +439,3 @@ class Op(ABC):
     def cases(self) -> list[Call]:
         """Calls every backend is tested on: rails, ties, zero, extreme shapes."""
         return []
-
-
-def emit_requantize(
-    body: Body, acc: Coded, shift: tuple[int, ...], target: Fixed, lo: int, hi: int, ndim: int, axis: int = 1
-) -> Coded:
-    """Writes round-then-overflow of codes lo..hi, in the fastest carrier that keeps every step exact."""
-    shifts = formats.channel_array(shift, ndim, axis)
-    largest, smallest = max(shift), min(shift)
-    reach = max(abs(lo), abs(hi)) + (1 << max(largest, 0))
-    reach = max(reach, max(abs(lo), abs(hi), 1) << max(-smallest, 0), 1 << min(target.width, 62))
-    ends = np.array([lo, hi], dtype=object)
-    rounded = [formats.round_shift(ends, s, target.rounding) for s in set(shift)]
-    low, high = min(int(r[0]) for r in rounded), max(int(r[1]) for r in rounded)
-    carrier = carrier_for(reach, minimum=acc.dtype)
-    if carrier.kind == "f":
-        value = body.cast(acc, carrier)
-        if any(shift):
-            value = body.scale(value, np.ldexp(1.0, -shifts))
-            value = body.round(value, target.rounding)
-        return body.overflow(value, target, low, high)
-    wraps = target.overflow == "WRAP" and target.width > 62 and not target.holds(low, high)
-    if max(abs(low), abs(high)) >= 1 << 62 or -smallest > 61 or largest > 61 or wraps:
-        raise FormatError(
-            f"requantising codes {lo} to {hi} to {target} needs more than 63 bits, expected less; narrow the formats"
-        )
-    return body.overflow(
-        body.round_shift_int64(body.cast(acc, np.dtype(np.int64)), shifts, target.rounding), target, low, high
-    )
-
-
-def carrier_for(magnitude: int, minimum: np.dtype | None = None) -> np.dtype:
-    """float32 where |codes| stay below 2**24, float64 below 2**53, else int64.
-
-    Args:
-        magnitude: Largest absolute integer that occurs, partial sums included.
-        minimum: Type the value has already; a float64 is not narrowed to float32, an int64 of small codes is.
-    """
-    # `is None` first: numpy takes None for float64 in a comparison of dtypes.
-    if magnitude < 1 << 24 and (minimum is None or minimum != np.dtype(np.float64)):
-        return np.dtype(np.float32)
-    return np.dtype(np.float64) if magnitude < 1 << 53 else np.dtype(np.int64)

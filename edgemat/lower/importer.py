@@ -14,7 +14,7 @@ from edgemat.errors import LoweringError, UnsupportedOpError
 from edgemat.lower.passes.align_operands import common_format
 from edgemat.lower.passes.surgery import make_node
 from edgemat.lower.typing import META, input_type, type_node, type_of
-from edgemat.op import REAL, Tensor
+from edgemat.op import REAL, Op, Tensor
 from edgemat.ops import BY_NAME
 
 
@@ -172,8 +172,7 @@ class Importer:
         op = BY_NAME.get(op_type)
         if op is None:
             raise UnsupportedOpError(f"node {name!r} is edgemat::{op_type}, which this edgemat does not know")
-        if not op.keeps_channels:
-            inputs = [self._aligned(v) for v in inputs]
+        inputs = [self._aligned(op, v) for v in inputs]
         if op.same_format:
             types = [self.type(v) for v in inputs]
             if len({str(t.format) for t in types}) > 1:
@@ -185,9 +184,9 @@ class Importer:
         type_node(node)
         return node.outputs[0]
 
-    def _aligned(self, value: ir.Value) -> ir.Value:
+    def _aligned(self, op: Op, value: ir.Value) -> ir.Value:
         tensor = type_of(value)
-        if tensor is None or not tensor.format.per_channel or value.is_initializer():
+        if tensor is None or value.is_initializer() or not tensor.format.per_channel or op.takes_channels(tensor):
             return value
         return self._to(value, common_format([tensor]))
 

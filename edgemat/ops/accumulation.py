@@ -10,18 +10,20 @@ from edgemat.body import Body, Coded
 from edgemat.op import Bounds, Call, carrier_for
 
 
-def sum_bounds(weights: np.ndarray, lo: int, hi: int, bias: np.ndarray | None) -> Bounds:
+def sum_bounds(weights: np.ndarray, lo: int | np.ndarray, hi: int | np.ndarray, bias: np.ndarray | None) -> Bounds:
     """Intervals of ``sum_k w[o, k] * x[k] + b[o]`` for x in lo..hi, over all rows o.
 
     The partial interval widens every term's interval to contain 0, the bias included, so it holds in any order.
 
     Args:
         weights: [rows, terms] int64 codes.
-        lo: Smallest code of x.
-        hi: Largest code of x.
+        lo: Smallest code of x, or of each term's: int64, broadcasts against `weights`.
+        hi: Largest code of x, or of each term's.
         bias: [rows] int64 codes, or None.
     """
     rows, terms = weights.shape
+    if isinstance(lo, np.ndarray) and isinstance(hi, np.ndarray):
+        return _term_bounds(weights, lo, hi, bias)
     largest = int(np.abs(weights).max(initial=0)) * max(abs(lo), abs(hi), 1) * max(terms, 1)
     kind = np.dtype(np.int64) if largest < 1 << 61 else np.dtype(object)
     positive = np.maximum(weights, 0).astype(kind).sum(axis=1)
@@ -34,6 +36,60 @@ def sum_bounds(weights: np.ndarray, lo: int, hi: int, bias: np.ndarray | None) -
     under = positive * plo + negative * phi + np.minimum(b, zero)
     over = positive * phi + negative * plo + np.maximum(b, zero)
     return Bounds((int(low.min()), int(high.max())), (int(under.min()), int(over.max())))
+
+
+def _term_bounds(weights: np.ndarray, lo: np.ndarray, hi: np.ndarray, bias: np.ndarray | None) -> Bounds:
+    """`sum_bounds` where the terms have intervals of their own."""
+    rows, terms = weights.shape
+    reach = max(-int(lo.min()), int(hi.max()), 1)
+    largest = int(np.abs(weights).max(initial=0)) * reach * max(terms, 1)
+    kind = np.dtype(np.int64) if largest < 1 << 61 else np.dtype(object)
+    w, zero = weights.astype(kind), np.zeros((), kind)
+    ends = w * lo.astype(kind), w * hi.astype(kind)
+    least, most = np.minimum(*ends), np.maximum(*ends)
+    b = np.zeros(rows, kind) if bias is None else bias.astype(kind)
+    low, high = least.sum(axis=1) + b, most.sum(axis=1) + b
+    under = np.minimum(least, zero).sum(axis=1) + np.minimum(b, zero)
+    over = np.maximum(most, zero).sum(axis=1) + np.maximum(b, zero)
+    return Bounds((int(low.min()), int(high.max())), (int(under.min()), int(over.max())))
+
+
+def input_shifts(call: Call, limit: int) -> np.ndarray | None:
+    """Left shifts that bring the weights of each input channel to the grid of the finest one, or None without any.
+
+    The codes of input channel c lie on the grid ``frac_x[c]``, so ``sum_c w[c] * x[c]`` is the sum of codes
+    ``w[c] * 2**(F - frac_x[c])`` times ``x[c]`` on the grid ``frac_w + F`` with ``F = max_c frac_x[c]``, exactly. What
+    multiplies a channel of width 0 multiplies the code 0: it is left out (shift -1).
+
+    Args:
+        call: A sum of products whose input 0 has its channels on axis 1.
+        limit: Largest shift allowed.
+
+    Returns:
+        int64 [channels], -1 for channels that are always 0; None where the input has one binary point and width.
+    """
+    fmt = call.x[0].format
+    if not fmt.per_channel:
+        return None
+    count = int(call.x[0].shape[1] or 1)
+    fracs = np.broadcast_to(np.asarray(fmt.fracs, np.int64), (count,))
+    live = np.broadcast_to(np.asarray(fmt.widths if fmt.widths is not None else 1) != 0, (count,))
+    shifts = np.where(live, fmt.finest - fracs, -1)
+    if int(shifts.max()) > limit:
+        raise call.refuse(
+            f"input channels whose binary points lie {int(shifts.max())} bits apart", f"expected at most {limit}"
+        )
+    return None if not shifts.any() else shifts
+
+
+def shifted_weights(weights: np.ndarray, shifts: np.ndarray) -> np.ndarray:
+    """Weights times ``2**shifts``; 0 where a shift is -1."""
+    return np.where(shifts < 0, 0, weights * (np.int64(1) << np.maximum(shifts, 0)))
+
+
+def emit_shifted_weights(body: Body, weights: Coded, shifts: np.ndarray) -> Coded:
+    """`shifted_weights` in a body, in int64."""
+    return body.scale(body.cast(weights, np.int64), np.where(shifts < 0, 0, np.int64(1) << np.maximum(shifts, 0)))
 
 
 def exact_matmul(a: np.ndarray, b: np.ndarray, magnitude: int) -> np.ndarray:

@@ -8,18 +8,20 @@ from edgemat.body import Body, Coded
 from edgemat.formats import accumulator, uniform
 from edgemat.op import Attr, Bounds, Call, Cost, Native, Op, Result, carrier_for
 from edgemat.ops.accumulation import emit_bias, sum_bounds
+from edgemat.ops.bit_operations import channel_bits, constant_bits
 from edgemat.ops.cases import constant, random_codes, tensor
 from edgemat.ops.linear import check_bias_grid, check_weights, weight_fracs
 
 
 class Affine(Op):
-    """Inputs x [N, C, ...], a [C], b [C]; b lies on the grid ``frac_x + frac_a``."""
+    """Inputs x [N, C, ...], a [C], b [C]; b lies on the grid ``frac_x + frac_a`` of its channel."""
 
     name = "Affine"
     stem = "affine"
     arity = (3, 3)
     attributes = {"w_format": Attr(str), "b_format": Attr(str, "", optional=True)}
     has_epilogue = True
+    keeps_channels = True
 
     def _operands(self, call: Call) -> tuple[np.ndarray, np.ndarray]:
         check_weights(call, True)
@@ -31,11 +33,13 @@ class Affine(Op):
 
     def bounds(self, call: Call) -> Bounds:
         a, b = self._operands(call)
-        return sum_bounds(a[:, None], call.x[0].lo, call.x[0].hi, b)
+        if call.x[0].format.widths is None:
+            return sum_bounds(a[:, None], call.x[0].lo, call.x[0].hi, b)
+        return sum_bounds(a[:, None], *(end[:, None] for end in call.x[0].channel_intervals()), b)
 
     def infer(self, call: Call) -> tuple[Result, ...]:
         a, _ = self._operands(call)
-        fracs = weight_fracs(call, a.size) + call.x[0].format.fracs[0]
+        fracs = weight_fracs(call, a.size) + np.asarray(call.x[0].format.fracs, np.int64)
         check_bias_grid(call, fracs)
         lo, hi = call.bounds.final
         return (Result(call.x[0].shape, accumulator(lo, hi, uniform(tuple(fracs.tolist()))), lo, hi),)
@@ -63,7 +67,9 @@ class Affine(Op):
     def cost(self, call: Call) -> Cost:
         a, _ = self._operands(call)
         bits = a.size * (call.format_attr("w_format").width + 32)
-        return Cost(call.x[0].size, call.x[0].size, bits)
+        places = call.x[0].size // a.size
+        ebops = places * int((constant_bits(a) * channel_bits(call.x[0])).sum())
+        return Cost(call.x[0].size, call.x[0].size, bits, ebops)
 
     def cases(self) -> list[Call]:
         made = []
@@ -75,4 +81,11 @@ class Affine(Op):
                 attrs = {"w_format": "fixed<8,2>", "requantize": requantize}
                 x = tensor("fixed<8,3>", shape)
                 made.append(Call(self, f"{index}_{requantize}", [x, a[0], b[0]], attrs, {1: a[1], 2: b[1]}))
+        a = constant("fixed<[8,0,3],[2,2,4]>", np.array([-77, 0, 3]))
+        b = constant("fixed<16,8>", random_codes("fixed<12,2>", (3,), 8), "b")
+        for x_fmt in ("fixed<8,[3,1,4]>", "fixed<[8,0,2],[3,-4,9]>", "bipolar"):
+            for requantize in ("", "fixed<[7,2,0],[6,2,3]>"):
+                attrs = {"w_format": "fixed<[8,0,3],[2,2,4]>", "requantize": requantize}
+                x = tensor(x_fmt, (None, 3, 4))
+                made.append(Call(self, f"{x_fmt}_{requantize}", [x, a[0], b[0]], attrs, {1: a[1], 2: b[1]}))
         return made

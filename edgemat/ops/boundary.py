@@ -26,25 +26,35 @@ class Quantize(Op):
         return formats.quantize(np.asarray(x[0], dtype=np.float32), call.exact[0].format)
 
     def emit(self, body: Body, call: Call, *x: Coded) -> Coded:
-        fmt = call.exact[0].format
+        fmt, ndim = call.exact[0].format, len(call.x[0].shape)
         value = body.cast(x[0], np.float64)
-        fracs = formats.channel_array(fmt.fracs, len(call.x[0].shape))
+        if fmt.bipolar:
+            return body.overflow(value, fmt, -1, 1)
+        fracs = formats.channel_array(fmt.fracs, ndim)
         value = body.round(body.scale(value, np.ldexp(1.0, fracs)), fmt.rounding)
         far = 1 << 200
         if fmt.width > 53 and fmt.overflow != "WRAP":
-            low, high = fmt.rails
+            low, high = (formats.channel_array(rail, ndim) for rail in fmt.channel_rails())
             rail = np.dtype(np.int64)
-            inside = body.binary("Max", value, body.number(float(low), value))
-            over = body.op("GreaterOrEqual", inside.value, body.const(float(high + 1), np.float64))
+            lowest = low.astype(np.float64)
+            inside = body.binary("Max", value, body.number(lowest, value))
+            over = body.op("Greater", inside.value, body.const(largest_double(high), np.float64))
             # float(low) of SAT_SYM is one below low: what equals it saturates as well.
             below = "Less" if fmt.overflow == "SAT_ZERO" else "LessOrEqual"
-            under = body.op(below, value.value, body.const(float(low), np.float64))
+            under = body.op(below, value.value, body.const(lowest, np.float64))
             kept = body.op("Where", over, body.const(0.0, np.float64), inside.value)
             codes = body.cast(Coded(kept, np.dtype(np.float64)), rail)
             edge = (low, high) if fmt.overflow != "SAT_ZERO" else (0, 0)
             codes = Coded(body.op("Where", over, body.const(edge[1], rail), codes.value), rail)
             return Coded(body.op("Where", under, body.const(edge[0], rail), codes.value), rail)
-        return body.overflow(value, fmt, -far, far)
+        return body.overflow(value, fmt, -far, far, ndim)
+
+
+def largest_double(codes: np.ndarray) -> np.ndarray:
+    """The largest float64 that does not exceed each code."""
+    near = codes.astype(np.float64)
+    exceeds = np.array([int(value) > code for value, code in zip(near.ravel(), codes.ravel().tolist(), strict=True)])
+    return np.where(exceeds.reshape(near.shape), np.nextafter(near, -np.inf), near)
 
 
 class Dequantize(Op):
@@ -86,7 +96,7 @@ class Constant(Op):
         if codes is None:
             raise call.refuse("its input is not an initializer", "expected constant codes")
         lo, hi = int(codes.min()), int(codes.max())
-        if not fmt.holds(lo, hi):
+        if not formats.holds_codes(codes, fmt):
             raise call.refuse(f"codes {lo} to {hi} do not fit {fmt}", "give the constant a wider format")
         return (Result(call.x[0].shape, fmt, lo, hi),)
 
@@ -134,6 +144,26 @@ class Requantize(Op):
         made.append(Call(self, "wide", [wide], {"requantize": "fixed<16,8,RND_CONV,SAT>"}))
         shape = (None, 3, 2, 2)
         made.append(Call(self, "channels", [tensor("fixed<10,[4,5,6]>", shape)], {"requantize": "fixed<8,4>"}))
+        mixed, channels = "fixed<[9,0,5],[4,3,-2]>", (("fixed<10,4>", "mixed"), ("fixed<40,20>", "mixed_wide"))
+        for rounding in formats.ROUNDINGS:
+            for source, name in channels:
+                target = str(replace(formats.Fixed.parse("fixed<[8,3,0],[4,1,3]>"), rounding=rounding))
+                made.append(Call(self, f"{name}_{rounding}", [tensor(source, shape)], {"requantize": target}))
+        for source, target in (
+            (mixed, "fixed<8,4>"),
+            (mixed, "ufixed<[2,6,1],[1,7,0],RND_CONV,SAT>"),
+            (mixed, "fixed<[2,6,1],[1,7,0],TRN,SAT_SYM>"),
+            ("ufixed<[3,1,0],[3,2,9]>", "fixed<[6,7,1],[6,2,1],RND_ZERO,SAT>"),
+            (mixed, "fixed<6,2,RND_INF,WRAP>"),
+            ("bipolar", "fixed<[2,1,0],[2,1,0]>"),
+            (mixed, "bipolar"),
+            ("fixed<10,[4,5,-6]>", "bipolar"),
+        ):
+            made.append(Call(self, f"{source}_{target}", [tensor(source, shape)], {"requantize": target}))
+        for source in ("fixed<8,4>", "ufixed<3,9>", "fixed<40,20>", "fixed<1,-3>", "bipolar"):
+            made.append(Call(self, f"sign_{source}", [tensor(source, (None, 7))], {"requantize": "bipolar"}))
+        for target in ("fixed<8,3>", "fixed<1,1>", "ufixed<4,2>"):
+            made.append(Call(self, f"bipolar_{target}", [tensor("bipolar", (None, 6))], {"requantize": target}))
         return made
 
 

@@ -1,6 +1,8 @@
 """Conv: 1-D and 2-D convolution with stride, padding, dilation and groups, as an exact integer sum.
 
-Padding contributes the value 0, so the input's interval is widened to contain 0 where there is any.
+Padding contributes the value 0, so the input's interval is widened to contain 0 where there is any. Input channels may
+have binary points and widths of their own: weights are shifted left to the grid of the finest channel, and those of
+channels that are always 0 left out.
 """
 
 from __future__ import annotations
@@ -12,9 +14,19 @@ import numpy as np
 from edgemat.body import Body, Coded
 from edgemat.formats import accumulator, uniform
 from edgemat.op import MAX_ELEMENTS, Attr, Bounds, Call, Cost, Native, Op, Result
-from edgemat.ops.accumulation import emit_bias, emit_limb_products, exact_matmul, sum_bounds, windows
+from edgemat.ops.accumulation import (
+    emit_bias,
+    emit_limb_products,
+    emit_shifted_weights,
+    exact_matmul,
+    input_shifts,
+    shifted_weights,
+    sum_bounds,
+    windows,
+)
+from edgemat.ops.bit_operations import channel_bits, constant_bits
 from edgemat.ops.cases import constant, random_codes, tensor
-from edgemat.ops.linear import check_bias_grid, check_weights, weight_fracs
+from edgemat.ops.linear import check_bias_grid, check_weights, shift_limit, weight_fracs
 
 
 def plane(values: tuple[int, ...], missing: int) -> tuple[int, int]:
@@ -65,6 +77,19 @@ def output_extent(size: int, kernel: int, stride: int, dilation: int, pad: int) 
     return (size + pad - dilation * (kernel - 1) - 1) // stride + 1
 
 
+def by_weight(call: Call, values: np.ndarray) -> np.ndarray:
+    """Values of the input channels, [C] or [1], laid out to broadcast against weights [O, C/groups, *K]."""
+    w = call.constant(1)
+    assert w is not None
+    if values.size == 1:
+        return values.reshape((1,) * w.ndim)
+    groups = call.attrs["groups"]
+    if groups < 1 or values.size != w.shape[1] * groups or w.shape[0] % groups:
+        raise call.refuse(f"{values.size} input channels, weights {w.shape} and {groups} groups", "they must agree")
+    rows = np.repeat(values.reshape(groups, -1), w.shape[0] // groups, axis=0)
+    return rows.reshape(w.shape[0], w.shape[1], *(1,) * (w.ndim - 2))
+
+
 class Conv(Op):
     """Convolution of x [N, C, *S] with w [O, C/groups, *K] and b [O] (optional)."""
 
@@ -80,16 +105,25 @@ class Conv(Op):
         "groups": Attr(int, 1),
     }
     has_epilogue = True
+    keeps_channels = True
 
-    def _weights(self, call: Call) -> tuple[np.ndarray, np.ndarray | None]:
+    def _shifts(self, call: Call) -> np.ndarray | None:
+        """Left shifts of the weights, broadcasting against [O, C/groups, *K] (-1: left out), or None."""
         check_weights(call, len(call.x) > 2)
         w = call.constant(1)
         assert w is not None
-        return w, call.constant(2)
+        shifts = input_shifts(call, shift_limit(w))
+        return None if shifts is None else by_weight(call, shifts)
+
+    def _weights(self, call: Call) -> tuple[np.ndarray, np.ndarray | None]:
+        """Weights on the grid of the finest input channel, and the bias."""
+        shifts, w = self._shifts(call), call.constant(1)
+        assert w is not None
+        return w if shifts is None else shifted_weights(w, shifts), call.constant(2)
 
     def _fracs(self, call: Call) -> tuple[int, ...]:
         w, _ = self._weights(call)
-        fracs = weight_fracs(call, w.shape[0]) + call.x[0].format.fracs[0]
+        fracs = weight_fracs(call, w.shape[0]) + call.x[0].format.finest
         check_bias_grid(call, fracs)
         return uniform(tuple(fracs.tolist()))
 
@@ -99,7 +133,14 @@ class Conv(Op):
 
     def bounds(self, call: Call) -> Bounds:
         w, b = self._weights(call)
-        return sum_bounds(w.reshape(w.shape[0], -1), *self._input_range(call), b)
+        flat = w.reshape(w.shape[0], -1)
+        if call.x[0].format.widths is None:
+            return sum_bounds(flat, *self._input_range(call), b)
+        padded = any(call.attrs["pads"])
+        lows, highs = call.x[0].channel_intervals()
+        lows, highs = (np.minimum(lows, 0), np.maximum(highs, 0)) if padded else (lows, highs)
+        ends = (np.broadcast_to(by_weight(call, e), w.shape).reshape(flat.shape) for e in (lows, highs))
+        return sum_bounds(flat, *ends, b)
 
     def infer(self, call: Call) -> tuple[Result, ...]:
         x, (w, _) = call.x[0], self._weights(call)
@@ -147,13 +188,15 @@ class Conv(Op):
 
     def emit(self, body: Body, call: Call, *x: Coded) -> Coded:
         w, _ = self._weights(call)
+        shifts = self._shifts(call)
+        weight = x[1] if shifts is None else emit_shifted_weights(body, x[1], shifts)
         acc = (
             emit_limb_products(
                 body,
                 "Conv",
                 x[0],
                 self._input_range(call),
-                x[1],
+                weight,
                 (int(w.min()), int(w.max())),
                 w[0].size,
                 call.bounds.magnitude,
@@ -163,16 +206,16 @@ class Conv(Op):
                 group=call.attrs["groups"],
             )
             if call.bounds.magnitude >= 1 << 24
-            else self._direct(body, call, *x)
+            else self._direct(body, call, x[0], weight)
         )
         return emit_bias(body, acc, x[2] if len(x) > 2 else None, w.ndim)
 
-    def _direct(self, body: Body, call: Call, *x: Coded) -> Coded:
+    def _direct(self, body: Body, call: Call, x: Coded, weight: Coded) -> Coded:
         single = np.dtype(np.float32)
         out = body.op(
             "Conv",
-            body.cast(x[0], single).value,
-            body.cast(x[1], single).value,
+            body.cast(x, single).value,
+            body.cast(weight, single).value,
             strides=list(call.attrs["strides"]),
             pads=list(call.attrs["pads"]),
             dilations=list(call.attrs["dilations"]),
@@ -196,9 +239,11 @@ class Conv(Op):
 
     def cost(self, call: Call) -> Cost:
         w, b = self._weights(call)
-        work = w.size * math.prod(int(d or 1) for d in call.exact[0].shape[2:])
+        places = math.prod(int(d or 1) for d in call.exact[0].shape[2:])
+        work = w.size * places
         bits = w.size * call.format_attr("w_format").width + (0 if b is None else 32 * b.size)
-        return Cost(work, work, bits)
+        operand = by_weight(call, channel_bits(call.x[0]))
+        return Cost(work, work, bits, places * int((constant_bits(w) * operand).sum()))
 
     def cases(self) -> list[Call]:
         made = []
@@ -238,4 +283,30 @@ class Conv(Op):
         x = tensor("fixed<8,3>", (None, 2, 4, 4))
         made.append(Call(self, "channels", [x, w[0]], attrs, {1: w[1]}))
         made.append(Call(self, "channels_rq", [x, w[0]], {**attrs, "requantize": "fixed<8,6>"}, {1: w[1]}))
+        return [*made, *self._channel_cases()]
+
+    def _channel_cases(self) -> list[Call]:
+        """Input and output channels of different binary points and widths."""
+        made = []
+        narrow = "fixed<[6,0,4,8],[5,1,2,9],RND_CONV,SAT>"
+        for groups, kernel, w_fmt in (
+            (1, (3, 3), "fixed<6,[1,0,-2,2]>"),
+            (2, (3, 2), "fixed<6,1>"),
+            (4, (3,), "fixed<12,1>"),
+        ):
+            codes = random_codes(w_fmt.replace("[1,0,-2,2]", "1"), (4, 4 // groups, *kernel), groups)
+            w = constant(w_fmt, codes)
+            b = constant("fixed<16,8>", random_codes("fixed<10,0>", (4,), 3), "b")
+            for x_fmt in (
+                "fixed<8,[3,2,7,-1]>",
+                "fixed<[6,3,0,8],[1,2,30,3]>",
+                "ufixed<[2,0,5,16],[1,1,2,8]>",
+                "bipolar",
+            ):
+                for requantize, pad in (("", 1), (narrow, 0), (narrow, 1)):
+                    attrs = {"w_format": w_fmt, "strides": (1,) * len(kernel), "dilations": (1,) * len(kernel)}
+                    attrs |= {"pads": (pad,) * 2 * len(kernel), "groups": groups, "requantize": requantize}
+                    x = tensor(x_fmt, (None, 4, *(5, 4)[: len(kernel)]))
+                    name = f"inputs_{groups}_{x_fmt}_{requantize}_{pad}"
+                    made.append(Call(self, name, [x, w[0], b[0]], attrs, {1: w[1], 2: b[1]}))
         return made

@@ -9,10 +9,19 @@ import numpy as np
 from edgemat.body import Body, Coded
 from edgemat.formats import accumulator, uniform
 from edgemat.op import Attr, Bounds, Call, Cost, Native, Op, Result
-from edgemat.ops.accumulation import emit_bias, emit_limb_products, exact_matmul, sum_bounds
+from edgemat.ops.accumulation import (
+    emit_bias,
+    emit_limb_products,
+    emit_shifted_weights,
+    exact_matmul,
+    input_shifts,
+    shifted_weights,
+    sum_bounds,
+)
+from edgemat.ops.bit_operations import channel_bits, constant_bits
 from edgemat.ops.cases import constant, random_codes, tensor
 from edgemat.ops.conv import check_geometry, plane, window_params
-from edgemat.ops.linear import check_bias_grid, check_weights, weight_fracs
+from edgemat.ops.linear import by_output, check_bias_grid, check_weights, shift_limit, weight_fracs
 
 
 class ConvTranspose(Op):
@@ -31,24 +40,39 @@ class ConvTranspose(Op):
         "groups": Attr(int, 1),
     }
     has_epilogue = True
+    keeps_channels = True
 
-    def _weights(self, call: Call) -> tuple[np.ndarray, np.ndarray | None]:
+    def _shifts(self, call: Call) -> np.ndarray | None:
+        """Left shifts of the weights, broadcasting against [C, O/groups, *K] (-1: left out), or None."""
         check_weights(call, len(call.x) > 2)
         w = call.constant(1)
         assert w is not None
-        return w, call.constant(2)
+        shifts = input_shifts(call, shift_limit(w)) if w.shape[0] == call.x[0].shape[1] else None
+        return None if shifts is None else shifts.reshape((-1,) + (1,) * (w.ndim - 1))
+
+    def _weights(self, call: Call) -> tuple[np.ndarray, np.ndarray | None]:
+        """Weights on the grid of the finest input channel, and the bias."""
+        shifts, w = self._shifts(call), call.constant(1)
+        assert w is not None
+        return w if shifts is None else shifted_weights(w, shifts), call.constant(2)
 
     def _by_output(self, call: Call) -> np.ndarray:
         """Weights as [O, C/groups, *K]."""
-        w, _ = self._weights(call)
-        groups = call.attrs["groups"]
-        split = w.reshape(groups, w.shape[0] // groups, *w.shape[1:])
-        return np.swapaxes(split, 1, 2).reshape(groups * w.shape[1], w.shape[0] // groups, *w.shape[2:])
+        return by_output(call, self._weights(call)[0])
 
     def bounds(self, call: Call) -> Bounds:
         w = self._by_output(call)
-        lo, hi = min(call.x[0].lo, 0), max(call.x[0].hi, 0)
-        return sum_bounds(w.reshape(w.shape[0], -1), lo, hi, call.constant(2))
+        flat = w.reshape(w.shape[0], -1)
+        if call.x[0].format.widths is None:
+            return sum_bounds(flat, min(call.x[0].lo, 0), max(call.x[0].hi, 0), call.constant(2))
+        source, (lows, highs) = self._weights(call)[0], call.x[0].channel_intervals()
+        if lows.size not in (1, source.shape[0]):
+            raise call.refuse(f"input {call.x[0].shape} with weights {source.shape}", "channels must agree")
+        ends = []
+        for end in (np.minimum(lows, 0), np.maximum(highs, 0)):
+            full = np.broadcast_to(end.reshape((-1,) + (1,) * (source.ndim - 1)), source.shape)
+            ends.append(by_output(call, full).reshape(flat.shape))
+        return sum_bounds(flat, *ends, call.constant(2))
 
     def infer(self, call: Call) -> tuple[Result, ...]:
         x, (w, _) = call.x[0], self._weights(call)
@@ -71,7 +95,7 @@ class ConvTranspose(Op):
         if min(spatial) < 1:
             raise call.refuse(f"an output of {spatial}", "reduce the padding")
         channels = w.shape[1] * groups
-        fracs = weight_fracs(call, channels) + x.format.fracs[0]
+        fracs = weight_fracs(call, channels) + x.format.finest
         check_bias_grid(call, fracs)
         lo, hi = call.bounds.final
         fmt = accumulator(lo, hi, uniform(tuple(fracs.tolist())))
@@ -106,12 +130,13 @@ class ConvTranspose(Op):
 
     def emit(self, body: Body, call: Call, *x: Coded) -> Coded:
         w, _ = self._weights(call)
+        shifts = self._shifts(call)
         acc = emit_limb_products(
             body,
             "ConvTranspose",
             x[0],
             (min(call.x[0].lo, 0), max(call.x[0].hi, 0)),
-            x[1],
+            x[1] if shifts is None else emit_shifted_weights(body, x[1], shifts),
             (int(w.min()), int(w.max())),
             w.size // w.shape[1],
             call.bounds.magnitude,
@@ -134,8 +159,10 @@ class ConvTranspose(Op):
 
     def cost(self, call: Call) -> Cost:
         w, b = self._weights(call)
-        work = w.size * int(np.prod(call.x[0].sample_shape[1:]))
-        return Cost(work, work, w.size * call.format_attr("w_format").width + (0 if b is None else 32 * b.size))
+        places = int(np.prod(call.x[0].sample_shape[1:]))
+        work, bits = w.size * places, w.size * call.format_attr("w_format").width + (0 if b is None else 32 * b.size)
+        operand = channel_bits(call.x[0]).reshape((-1,) + (1,) * (w.ndim - 1))
+        return Cost(work, work, bits, places * int((constant_bits(w) * operand).sum()))
 
     def cases(self) -> list[Call]:
         made = []
@@ -160,4 +187,13 @@ class ConvTranspose(Op):
                 attrs |= {"output_padding": extra, "groups": groups, "requantize": requantize}
                 x = tensor(x_fmt, (None, *shape))
                 made.append(Call(self, f"{index}_{x_fmt}", [x, w[0], b[0]], attrs, {1: w[1], 2: b[1]}))
+        w = constant("fixed<8,1>", random_codes("fixed<8,1>", (4, 2, 3, 2), 5))
+        b = constant("fixed<12,4>", random_codes("fixed<10,0>", (4,), 5), "b")
+        attrs = {"w_format": "fixed<8,1>", "strides": (2, 1), "pads": (1, 0, 1, 0), "dilations": (1, 1)}
+        attrs |= {"output_padding": (1, 0), "groups": 2}
+        for x_fmt in ("fixed<8,[3,2,7,-1]>", "fixed<[6,3,0,8],[1,2,30,3]>", "ufixed<[2,0,5,16],[1,1,2,8]>"):
+            for requantize in ("", "fixed<[6,0,4,8],[5,1,2,9],RND_CONV,SAT>"):
+                x = tensor(x_fmt, (None, 4, 3, 4))
+                full = {**attrs, "requantize": requantize}
+                made.append(Call(self, f"inputs_{x_fmt}_{requantize}", [x, w[0], b[0]], full, {1: w[1], 2: b[1]}))
         return made

@@ -9,6 +9,7 @@ import numpy as np
 from edgemat.body import Body, Coded
 from edgemat.formats import accumulator
 from edgemat.op import Bounds, Call, Cost, Native, Op, Result, Shape, carrier_for
+from edgemat.ops.bit_operations import constant_bits, operand_bits
 from edgemat.ops.cases import constant, random_codes, tensor
 
 
@@ -105,7 +106,13 @@ class Elementwise(Op):
 
     def cost(self, call: Call) -> Cost:
         size = int(np.prod([d or 1 for d in call.exact[0].shape]))
-        return Cost(0, size) if self.aligns else Cost(size, 0)
+        bits = [int(operand_bits(tensor).max()) for tensor in call.x]
+        if self.aligns:
+            return Cost(0, size, 0, 0 if call.constants else size * max(bits))
+        for index, codes in call.constants.items():
+            repeated = size // codes.size
+            return Cost(size, 0, 0, repeated * int(constant_bits(codes).sum()) * bits[1 - index])
+        return Cost(size, 0, 0, size * bits[0] * bits[1])
 
     def cases(self) -> list[Call]:
         made = []
@@ -128,6 +135,8 @@ class Elementwise(Op):
         x0 = tensor("fixed<8,3>", (None, 3, 2, 4))
         made.append(Call(self, "constant", [x0, k[0]], {"requantize": "fixed<8,5>"}, {1: k[1]}))
         made.append(Call(self, "constant_first", [k[0], x0], {}, {0: k[1]}))
+        pair = [tensor("bipolar", (None, 7), "a"), tensor("fixed<8,3>", (None, 7), "b")]
+        made.append(Call(self, "bipolar", pair, {"requantize": "bipolar"}))
         return made
 
 

@@ -2,7 +2,8 @@
 
 Codes add up on the grid ``frac_x + frac_w`` (per output channel); the bias is an integer on that grid. Inputs of rank 3
 and more keep their leading axes; there the output channels lie on the last axis, so per-channel weights are brought to
-the finest grid first (weights shifted left: exact).
+the finest grid first (weights shifted left: exact). Inputs of rank 2 may have a binary point and a width for each
+feature: weights are shifted left to the grid of the finest feature, and those of features that are always 0 left out.
 """
 
 from __future__ import annotations
@@ -10,9 +11,17 @@ from __future__ import annotations
 import numpy as np
 
 from edgemat.body import Body, Coded
-from edgemat.formats import accumulator, uniform
-from edgemat.op import Attr, Bounds, Call, Cost, Native, Op, Result
-from edgemat.ops.accumulation import emit_matmul, exact_matmul, sum_bounds
+from edgemat.formats import accumulator, holds_codes, uniform
+from edgemat.op import Attr, Bounds, Call, Cost, Native, Op, Result, Tensor
+from edgemat.ops.accumulation import (
+    emit_matmul,
+    emit_shifted_weights,
+    exact_matmul,
+    input_shifts,
+    shifted_weights,
+    sum_bounds,
+)
+from edgemat.ops.bit_operations import channel_bits, constant_bits, operand_bits
 from edgemat.ops.cases import constant, random_codes, tensor
 
 
@@ -33,7 +42,8 @@ def check_weights(call: Call, biased: bool) -> None:
         raise call.refuse(f"its weights have shape {codes.shape}", "every axis needs at least one element")
     fmt = call.format_attr("w_format")
     lo, hi = int(codes.min()), int(codes.max())
-    if not (fmt.min_code <= lo and hi <= fmt.max_code):
+    special = fmt.widths is not None or fmt.bipolar
+    if not (holds_codes(by_output(call, codes), fmt, 0) if special else fmt.min_code <= lo and hi <= fmt.max_code):
         raise call.refuse(f"weight codes {lo} to {hi} do not fit {fmt}", "retrain or widen the weights' format")
     if not biased:
         return
@@ -49,6 +59,22 @@ def check_weights(call: Call, biased: bool) -> None:
         raise call.refuse("a bias code needs more than 32 bits", "narrow the input's or the weights' fraction")
 
 
+def by_output(call: Call, codes: np.ndarray) -> np.ndarray:
+    """Weights with their output channels on axis 0, and on axis 1 the inputs of one group."""
+    if call.op.name != "ConvTranspose":
+        return codes
+    groups = call.attrs["groups"]
+    if codes.ndim < 2 or groups < 1 or codes.shape[0] % groups:
+        raise call.refuse(f"weights {codes.shape} in {groups} groups", "expected [inputs, outputs / groups, ...]")
+    split = codes.reshape(groups, codes.shape[0] // groups, *codes.shape[1:])
+    return np.swapaxes(split, 1, 2).reshape(groups * codes.shape[1], codes.shape[0] // groups, *codes.shape[2:])
+
+
+def shift_limit(weights: np.ndarray) -> int:
+    """How far weights may be shifted left within 62 bits."""
+    return 62 - int(np.abs(weights).max()).bit_length()
+
+
 class Linear(Op):
     """Fully connected layer; inputs x [N, ..., I], w [O, I], b [O] (optional)."""
 
@@ -58,22 +84,40 @@ class Linear(Op):
     attributes = {"w_format": Attr(str), "b_format": Attr(str, "", optional=True)}
     has_epilogue = True
 
+    def takes_channels(self, tensor: Tensor) -> bool:
+        return len(tensor.shape) == 2
+
+    def _shifts(self, call: Call) -> np.ndarray | None:
+        """Left shifts of the weights, broadcasting against [O, I] (-1: left out), or None."""
+        check_weights(call, len(call.x) > 2)
+        w = call.constant(1)
+        assert w is not None
+        if len(call.x[0].shape) < 3:
+            shifts = input_shifts(call, shift_limit(w)) if call.x[0].shape[-1] == w.shape[-1] else None
+            return None if shifts is None else shifts[None, :]
+        fracs = weight_fracs(call, w.shape[0])
+        return (fracs.max() - fracs)[:, None] if len(set(fracs.tolist())) > 1 else None
+
     def _aligned(self, call: Call) -> tuple[np.ndarray, np.ndarray | None, tuple[int, ...]]:
         """Weights, bias and accumulator fractions; one common fraction where channels are not on axis 1."""
         check_weights(call, len(call.x) > 2)
         w, b = call.constant(1), call.constant(2)
         assert w is not None
-        fracs = weight_fracs(call, w.shape[0]) + call.x[0].format.fracs[0]
+        fracs = weight_fracs(call, w.shape[0]) + call.x[0].format.finest
         check_bias_grid(call, fracs)
-        if len(call.x[0].shape) > 2 and len(set(fracs.tolist())) > 1:
-            up = fracs.max() - fracs
-            w = w << up[:, None]
-            b = None if b is None else b << up
-            fracs = np.full_like(fracs, fracs.max())
+        shifts = self._shifts(call)
+        if shifts is not None:
+            w = shifted_weights(w, shifts)
+            if len(call.x[0].shape) > 2:
+                b = None if b is None else b << shifts[:, 0]
+                fracs = np.full_like(fracs, fracs.max())
         return w, b, uniform(tuple(fracs.tolist()))
 
     def bounds(self, call: Call) -> Bounds:
         w, b, _ = self._aligned(call)
+        lows, highs = call.x[0].channel_intervals()
+        if lows.size > 1 and lows.size == w.shape[1]:
+            return sum_bounds(w, lows, highs, b)
         return sum_bounds(w, call.x[0].lo, call.x[0].hi, b)
 
     def infer(self, call: Call) -> tuple[Result, ...]:
@@ -101,11 +145,11 @@ class Linear(Op):
             )
             acc = Coded(product, np.dtype(np.int32))
             return acc if bias is None else body.binary("Add", acc, body.cast(bias, np.int32))
-        if w is not call.constant(1):
-            fracs = weight_fracs(call, w.shape[0])
-            up = np.int64(1) << (fracs.max() - fracs)
-            weight = body.scale(body.cast(weight, np.int64), up[:, None])
-            bias = None if bias is None else body.scale(body.cast(bias, np.int64), up)
+        shifts = self._shifts(call)
+        if shifts is not None:
+            weight = emit_shifted_weights(body, weight, shifts)
+            if bias is not None and len(call.x[0].shape) > 2:
+                bias = body.scale(body.cast(bias, np.int64), np.int64(1) << shifts[:, 0])
         weight = Coded(body.op("Transpose", weight.value, perm=[1, 0]), weight.dtype)
         acc = emit_matmul(body, call, data, weight, call.bounds.magnitude)
         return acc if bias is None else body.binary("Add", acc, body.cast(bias, acc.dtype))
@@ -128,7 +172,8 @@ class Linear(Op):
         w, b, _ = self._aligned(call)
         rows = call.x[0].size // w.shape[1]
         bits = w.size * call.format_attr("w_format").width + (0 if b is None else 32 * b.size)
-        return Cost(w.size * rows, w.size * rows, bits)
+        operand = channel_bits(call.x[0]) if len(call.x[0].shape) == 2 else operand_bits(call.x[0])
+        return Cost(w.size * rows, w.size * rows, bits, rows * int((constant_bits(w) * operand).sum()))
 
     def cases(self) -> list[Call]:
         made = []
@@ -167,6 +212,19 @@ class Linear(Op):
             )
         )
         made.append(Call(self, "rank3", [tensor("fixed<8,3>", (None, 4, 5)), w[0]], per_channel, {1: w[1]}))
+        b = constant("fixed<16,8>", random_codes("fixed<10,0>", (3,), 4), "b")
+        for x_fmt in ("fixed<8,[3,2,9,0,-1]>", "fixed<[6,3,0,1,8],[1,2,30,1,8]>", "ufixed<[2,0,5,1,3],1>", "bipolar"):
+            x = tensor(x_fmt, (None, 5))
+            made.append(Call(self, f"inputs_{x_fmt}", [x, w[0], b[0]], per_channel, {1: w[1], 2: b[1]}))
+            attrs = {**per_channel, "requantize": "fixed<[6,0,4],[5,1,2],RND_CONV,SAT>"}
+            made.append(Call(self, f"narrow_{x_fmt}", [x, w[0], b[0]], attrs, {1: w[1], 2: b[1]}))
+        codes = random_codes("fixed<6,0>", (3, 5), 8) >> np.array([[0], [3], [6]])
+        codes[2] = 0
+        w = constant("fixed<[6,3,0],[1,0,2]>", codes)
+        attrs = {"w_format": "fixed<[6,3,0],[1,0,2]>", "requantize": "bipolar"}
+        made.append(Call(self, "pruned", [tensor("fixed<8,3>", (None, 5)), w[0]], attrs, {1: w[1]}))
+        w = constant("bipolar", np.where(random_codes("fixed<6,0>", (3, 5), 9) < 0, -1, 1))
+        made.append(Call(self, "signs", [tensor("bipolar", (None, 5)), w[0]], {"w_format": "bipolar"}, {1: w[1]}))
         return made
 
 

@@ -10,6 +10,7 @@ from edgemat.body import Body, Coded
 from edgemat.formats import accumulator
 from edgemat.op import Bounds, Call, Cost, Native, Op, Result, carrier_for
 from edgemat.ops.accumulation import exact_matmul
+from edgemat.ops.bit_operations import operand_bits
 from edgemat.ops.cases import tensor
 
 
@@ -57,7 +58,8 @@ class MatMul(Op):
 
     def cost(self, call: Call) -> Cost:
         work = call.x[0].size * call.x[1].sample_shape[-1]
-        return Cost(work, work)
+        bits = [int(operand_bits(tensor)[0]) for tensor in call.x]
+        return Cost(work, work, 0, work * bits[0] * bits[1])
 
     def cases(self) -> list[Call]:
         made = []

@@ -93,12 +93,13 @@ class Pool(Op):
 
 
 class MaxPool(Pool):
-    """Largest code of each window; padding is never chosen. Format and interval stay."""
+    """Largest code of each window; padding is never chosen. Formats (of channels, too) and interval stay."""
 
     name = "MaxPool"
     stem = "max_pool"
     attributes = {**Pool.attributes, "dilations": Attr(tuple, (), optional=True)}
     has_epilogue = False
+    keeps_channels = True
 
     def infer(self, call: Call) -> tuple[Result, ...]:
         x = call.x[0]
@@ -150,6 +151,9 @@ class MaxPool(Pool):
                 attrs: dict[str, Any] = {"kernel_shape": kernel, "strides": strides, "pads": pads}
                 attrs |= {"dilations": dilations, "ceil_mode": ceil_mode}
                 made.append(Call(self, f"{index}_{fmt}", [tensor(fmt, (None, *shape))], attrs))
+        attrs = {"kernel_shape": (2, 2), "strides": (1, 2), "pads": (1, 0, 0, 1)}
+        for fmt in ("fixed<8,[3,1,4]>", "fixed<[12,0,2],[3,-4,9]>", "bipolar"):
+            made.append(Call(self, f"channels_{fmt}", [tensor(fmt, (None, 3, 5, 4))], attrs))
         return made
 
 
@@ -256,7 +260,7 @@ class AveragePool(Pool):
             if len(counts) == 2:
                 divisor = body.binary("Mul", body.number(counts[0][:, None], scaled), divisor)
         rounded = body.round_div_int64(scaled, divisor, fmt.rounding)
-        return body.overflow(rounded, fmt, -bound, bound)
+        return body.overflow(rounded, fmt, -bound, bound, len(result.shape))
 
     def native(self, call: Call) -> Native:
         made = super().native(call)
@@ -286,6 +290,8 @@ class AveragePool(Pool):
                 ("fixed<8,3>", "fixed<12,3,RND_ZERO,SAT_SYM>"),
                 ("fixed<8,3>", "fixed<5,3,RND_INF,WRAP>"),
                 ("fixed<20,3>", "fixed<20,3,RND_MIN_INF,SAT>"),
+                ("fixed<8,3>", "bipolar"),
+                ("bipolar", "fixed<6,2>"),
             ):
                 attrs = {"kernel_shape": kernel, "strides": strides, "pads": pads, "ceil_mode": ceil_mode}
                 attrs |= {"count_include_pad": include, "requantize": target}

@@ -7,6 +7,7 @@ import numpy as np
 from edgemat.body import Body, Coded
 from edgemat.formats import accumulator
 from edgemat.op import Attr, Bounds, Call, Cost, Native, Op, Result, carrier_for
+from edgemat.ops.bit_operations import channel_bits, constant_bits
 from edgemat.ops.cases import constant, random_codes, tensor
 
 
@@ -21,6 +22,7 @@ class PRelu(Op):
     arity = (2, 2)
     attributes = {"slope_format": Attr(str)}
     has_epilogue = True
+    keeps_channels = True
 
     def _operands(self, call: Call) -> tuple[np.ndarray, int]:
         """Slope codes on a grid of at least 0 fractional bits, and that grid."""
@@ -39,7 +41,7 @@ class PRelu(Op):
             for v in (x.lo, min(x.hi, -1)):
                 ends += [v * int(slope.min()), v * int(slope.max())]
         lo, hi = min(ends), max(ends)
-        return (Result(x.shape, accumulator(lo, hi, (x.format.fracs[0] + frac,)), lo, hi),)
+        return (Result(x.shape, accumulator(lo, hi, tuple(f + frac for f in x.format.fracs)), lo, hi),)
 
     def bounds(self, call: Call) -> Bounds:
         slope, frac = self._operands(call)
@@ -68,7 +70,10 @@ class PRelu(Op):
         return Native({"size": call.x[0].size, "channels": slope.size, "align": frac}, {"slope": slope})
 
     def cost(self, call: Call) -> Cost:
-        return Cost(call.x[0].size, 0, 0)
+        slope, _ = self._operands(call)
+        operand = channel_bits(call.x[0])
+        ebops = call.x[0].size // operand.size * int((constant_bits(slope) * operand).sum())
+        return Cost(call.x[0].size, 0, 0, ebops)
 
     def cases(self) -> list[Call]:
         made = []
@@ -82,4 +87,9 @@ class PRelu(Op):
                 attrs = {"slope_format": slope_fmt, "requantize": requantize}
                 call = Call(self, f"{index}_{slope_fmt}", [tensor("fixed<8,4>", shape), s[0]], attrs, {1: s[1]})
                 made.append(call)
+        s = constant("fixed<6,1>", random_codes("fixed<6,1>", (3,), 7), "slope")
+        for x_fmt in ("fixed<8,[3,1,4]>", "fixed<[8,0,2],[3,-4,9]>"):
+            for requantize in ("", "fixed<[7,2,0],[6,2,3],TRN_ZERO,SAT>"):
+                attrs = {"slope_format": "fixed<6,1>", "requantize": requantize}
+                made.append(Call(self, f"{x_fmt}_{requantize}", [tensor(x_fmt, (None, 3, 4)), s[0]], attrs, {1: s[1]}))
         return made

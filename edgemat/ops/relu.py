@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from edgemat.body import Body, Coded
-from edgemat.formats import accumulator
+from edgemat.formats import channel_accumulator
 from edgemat.op import Call, Native, Op, Result
 from edgemat.ops.cases import tensor
 
@@ -21,7 +21,8 @@ class Relu(Op):
     def infer(self, call: Call) -> tuple[Result, ...]:
         x = call.x[0]
         lo, hi = max(x.lo, 0), max(x.hi, 0)
-        return (Result(x.shape, accumulator(lo, hi, x.format.fracs), lo, hi),)
+        lows, highs = (np.maximum(end, 0) for end in x.channel_intervals())
+        return (Result(x.shape, channel_accumulator(lows, highs, x.format.fracs), lo, hi),)
 
     def compute(self, call: Call, *x: np.ndarray) -> np.ndarray:
         return np.maximum(x[0], 0)
@@ -38,5 +39,6 @@ class Relu(Op):
             for requantize in ("", "fixed<6,3>", "ufixed<4,3,RND_INF,WRAP>"):
                 call = Call(self, f"{fmt}_{requantize}", [tensor(fmt, (None, 5, 3))], {"requantize": requantize})
                 made.append(call)
-        made.append(Call(self, "channels", [tensor("fixed<10,[4,5,6]>", (None, 3, 2, 2))], {}))
+        for fmt in ("fixed<10,[4,5,6]>", "fixed<[10,0,3],[4,5,-6]>", "bipolar"):
+            made.append(Call(self, f"channels_{fmt}", [tensor(fmt, (None, 3, 2, 2))], {}))
         return made

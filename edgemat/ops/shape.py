@@ -10,6 +10,7 @@ import math
 import numpy as np
 
 from edgemat.body import Body, Coded
+from edgemat.formats import Fixed, holds_codes
 from edgemat.op import Attr, Call, Native, Op, Result
 from edgemat.ops.cases import tensor
 
@@ -63,7 +64,7 @@ class Reshape(Op):
             repeat = x.size // len(fracs)
             if len(shape) != 1 or x.size > MAX_POINTS:
                 raise call.refuse("per-channel binary points", "align the channels before this reshape")
-            fmt = fmt.with_frac([f for f in fracs for _ in range(repeat)])
+            fmt = _repeated(fmt, repeat)
         return (Result((None, *shape), fmt, x.lo, x.hi),)
 
     def compute(self, call: Call, *x: np.ndarray) -> np.ndarray:
@@ -78,7 +79,18 @@ class Reshape(Op):
 
     def cases(self) -> list[Call]:
         x = tensor("fixed<8,3>", (None, 3, 2, 4))
-        return [Call(self, f"{shape}", [x], {"shape": shape}) for shape in ((24,), (3, 8), (4, 3, 2), (1, 1, 24))]
+        made = [Call(self, f"{shape}", [x], {"shape": shape}) for shape in ((24,), (3, 8), (4, 3, 2), (1, 1, 24))]
+        for fmt in ("fixed<8,[3,2,5]>", "fixed<[8,0,3],[3,2,5],TRN,SAT_SYM>"):
+            x = tensor(fmt, (None, 3, 2, 4))
+            made += [Call(self, f"{fmt}_{shape}", [x], {"shape": shape}) for shape in ((24,), (3, 8))]
+        return made
+
+
+def _repeated(fmt: Fixed, repeat: int) -> Fixed:
+    """The format of each channel, `repeat` times over."""
+    fracs, widths = fmt.fracs, fmt.widths or (fmt.width,) * len(fmt.fracs)
+    many = ([n for n in numbers for _ in range(repeat)] for numbers in (widths, fracs))
+    return Fixed.of_channels(*many, fmt.signed, fmt.rounding, fmt.overflow)
 
 
 class Transpose(Op):
@@ -196,7 +208,7 @@ class Pad(Op):
         check_rank(call)
         if not len(before) == len(after) == len(x.sample_shape) or min(before + after, default=0) < 0 or not x.batched:
             raise call.refuse(f"pads {before} {after} of {x.shape}", "expected one entry of at least 0 per axis")
-        if not x.format.min_code <= value <= x.format.max_code:
+        if not holds_codes(np.array([value]), x.format):
             raise call.refuse(f"the pad code {value} does not fit {x.format}", "pad with a value the format holds")
         shape = tuple(n + b + a for n, b, a in zip(x.sample_shape, before, after, strict=True))
         return (Result((None, *shape), x.format, min(x.lo, value), max(x.hi, value)),)
@@ -255,11 +267,7 @@ class Concat(Op):
             rest = x.sample_shape[:axis] + x.sample_shape[axis + 1 :]
             if rest != first.sample_shape[:axis] + first.sample_shape[axis + 1 :] or not x.batched:
                 raise call.refuse(f"inputs of shapes {[t.shape for t in call.x]}", "they may differ on one axis only")
-            if (x.format.width, x.format.signed, x.format.fracs) != (
-                first.format.width,
-                first.format.signed,
-                first.format.fracs,
-            ):
+            if x.format.layout != first.format.layout:
                 raise call.refuse(f"formats {first.format} and {x.format}", "align the inputs to one format")
             total += x.sample_shape[axis]
         shape = (*first.sample_shape[:axis], total, *first.sample_shape[axis + 1 :])

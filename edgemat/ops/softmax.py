@@ -40,7 +40,7 @@ def make_softmax_table(x_format: Fixed, table_format: Fixed) -> np.ndarray:
     Raises:
         FormatError: for a wider input, or a table format that cannot hold 1.0.
     """
-    if x_format.width > MAX_INPUT_BITS or x_format.per_channel:
+    if x_format.width > MAX_INPUT_BITS or x_format.per_channel or x_format.bipolar:
         raise FormatError(
             f"softmax is given {x_format}, expected one binary point and at most {MAX_INPUT_BITS} bits; "
             "requantise the input first"
@@ -63,7 +63,8 @@ class Softmax(Op):
 
     def _table(self, call: Call) -> np.ndarray:
         table, fmt = call.constant(1), call.x[0].format
-        if table is None or table.shape != (1 << fmt.width,) or fmt.width > MAX_INPUT_BITS:
+        fits = fmt.width <= MAX_INPUT_BITS and not fmt.bipolar
+        if not fits or table is None or table.shape != (1 << fmt.width,):
             raise call.refuse(f"its table for {fmt}", f"expected 2**width entries for at most {MAX_INPUT_BITS} bits")
         target = call.format_attr("table_format")
         if int(table.min()) < 0 or int(table.max()) > target.max_code or int(table[0]) < 1 or target.width > 24:
@@ -75,7 +76,7 @@ class Softmax(Op):
         self._table(call)
         if not 0 <= axis < len(x.sample_shape) or not x.batched:
             raise call.refuse(f"axis {axis} of {x.shape}", "normalise an axis behind the batch")
-        if fmt.per_channel or not 0 <= fmt.fracs[0] <= 30 or x.sample_shape[axis] >= 1 << 30:
+        if fmt.per_channel or fmt.bipolar or not 0 <= fmt.fracs[0] <= 30 or x.sample_shape[axis] >= 1 << 30:
             raise call.refuse(f"the output format {fmt}", "expected one binary point with 0 to 30 fractional bits")
         lo, hi = overflow_interval(0, 1 << fmt.fracs[0], fmt)
         return (Result(x.shape, fmt, lo, hi),)

@@ -14,7 +14,7 @@ import numpy as np
 from edgemat import formats
 from edgemat.body import Body, Coded
 from edgemat.errors import FormatError
-from edgemat.formats import Fixed
+from edgemat.formats import Fixed, holds_codes
 from edgemat.op import Attr, Call, Native, Op, Result
 from edgemat.ops.cases import constant, tensor
 
@@ -60,7 +60,7 @@ def make_table(function: str, x_format: Fixed, y_format: Fixed) -> np.ndarray:
     """
     if function not in FUNCTIONS:
         raise FormatError(f"table function is {function!r}, expected one of {', '.join(FUNCTIONS)}")
-    if x_format.width > MAX_INPUT_BITS or x_format.per_channel:
+    if x_format.width > MAX_INPUT_BITS or x_format.per_channel or x_format.bipolar:
         raise FormatError(
             f"a table of {function} is indexed by {x_format}, expected one binary point and at most {MAX_INPUT_BITS} "
             "bits; requantise the input first"
@@ -82,7 +82,8 @@ class Table(Op):
 
     def _table(self, call: Call) -> np.ndarray:
         table, fmt = call.constant(1), call.x[0].format
-        if table is None or table.ndim != 1 or table.size != 1 << fmt.width or fmt.width > MAX_INPUT_BITS:
+        fits = fmt.width <= MAX_INPUT_BITS and not fmt.bipolar
+        if not fits or table is None or table.ndim != 1 or table.size != 1 << fmt.width:
             size = "none" if table is None else table.shape
             raise call.refuse(
                 f"a table of size {size} for {fmt}",
@@ -97,7 +98,7 @@ class Table(Op):
     def infer(self, call: Call) -> tuple[Result, ...]:
         fmt, reached = call.format_attr("y_format"), self._reached(call)
         lo, hi = int(reached.min()), int(reached.max())
-        if not (fmt.min_code <= lo and hi <= fmt.max_code):
+        if fmt.per_channel or not holds_codes(self._table(call), fmt):
             raise call.refuse(f"table codes {lo} to {hi} do not fit {fmt}", "rebuild the table")
         return (Result(call.x[0].shape, fmt, lo, hi),)
 

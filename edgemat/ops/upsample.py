@@ -16,6 +16,7 @@ class Upsample(Op):
     name = "Upsample"
     stem = "upsample"
     attributes = {"scales": Attr(tuple)}
+    keeps_channels = True
 
     def infer(self, call: Call) -> tuple[Result, ...]:
         x, scales = call.x[0], call.attrs["scales"]
@@ -50,7 +51,10 @@ class Upsample(Op):
         return Native({"in_h": in_h, "in_w": in_w, "in_c": shape[0], "scale_h": scale_h, "scale_w": scale_w})
 
     def cases(self) -> list[Call]:
-        return [
+        made = [
             Call(self, f"{shape}_{scales}", [tensor("fixed<8,3>", (None, *shape))], {"scales": scales})
             for shape, scales in (((3, 2, 4), (2, 2)), ((1, 3, 3), (3, 1)), ((2, 5), (4,)))
         ]
+        for fmt in ("fixed<[8,0,3],[3,1,4]>", "bipolar"):
+            made.append(Call(self, f"channels_{fmt}", [tensor(fmt, (None, 3, 2, 4))], {"scales": (2, 1)}))
+        return made

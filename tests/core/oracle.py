@@ -89,7 +89,10 @@ def codes(call: Call, *feed: np.ndarray) -> np.ndarray:
     made = np.empty(exact.shape, np.int64)
     for at in np.ndindex(exact.shape):
         channel = at[1] if target.per_channel else 0
-        if call.epilogue is None:
+        if width_of(target, channel) == 0:
+            made[at] = 0
+            assert call.epilogue is not None or exact[at] == 0
+        elif call.epilogue is None:
             scaled = exact[at] / lsb(target, channel)
             assert scaled.denominator == 1, "an operator without a Requantize must be exact"
             made[at] = scaled.numerator
@@ -110,7 +113,12 @@ def _bias(call: Call, channel: int) -> Fraction:
     b = call.constant(2)
     if b is None:
         return Fraction(0)
-    return int(b[channel]) * lsb(call.x[0].format) * lsb(Fixed.parse(call.attrs["w_format"]), channel)
+    x = call.x[0].format
+    live = [c for c in range(len(x.fracs)) if width_of(x, c)]
+    finest = min((lsb(x, c) for c in live), default=Fraction(1))
+    if call.op.name == "Affine":
+        finest = lsb(x, channel)
+    return int(b[channel]) * finest * lsb(Fixed.parse(call.attrs["w_format"]), channel)
 
 
 def _linear(call: Call, x: np.ndarray, *_: np.ndarray) -> np.ndarray:

@@ -29,7 +29,7 @@ class AlignOperands(ir.passes.InPlacePass):
                 if value is None or value.is_initializer():
                     continue
                 tensor = type_of(value)
-                if tensor is not None and tensor.format.per_channel and not op.keeps_channels:
+                if tensor is not None and tensor.format.per_channel and not op.takes_channels(tensor):
                     insert_requantize(model.graph, node, index, common_format([tensor]))
                     modified = True
             if op.same_format:
@@ -46,7 +46,11 @@ class AlignOperands(ir.passes.InPlacePass):
 
 def common_format(types: list[Tensor]) -> str:
     """Narrowest format on the finest grid of all `types` that holds all of them."""
-    finest = max(f for t in types for f in t.format.fracs)
-    lows = [t.lo << (finest - f) for t in types for f in t.format.fracs]
-    highs = [t.hi << (finest - f) for t in types for f in t.format.fracs]
-    return str(accumulator(min(lows), max(highs), (finest,)))
+    finest = max(t.format.finest for t in types)
+    ends = [0] if any(t.format.widths is not None for t in types) else []
+    for t in types:
+        lows, highs = t.channel_intervals()
+        for i, frac in enumerate(t.format.fracs):
+            lo, hi = int(lows[i % lows.size]), int(highs[i % highs.size])
+            ends += [lo << (finest - frac), hi << (finest - frac)] if lo or hi else [0]
+    return str(accumulator(min(ends), max(ends), (finest,)))

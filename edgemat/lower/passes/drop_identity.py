@@ -32,11 +32,7 @@ class DropIdentity(ir.passes.InPlacePass):
                 range(len(before.sample_shape))
             ):
                 continue
-            if (before.format.width, before.format.signed, before.format.fracs) != (
-                after.format.width,
-                after.format.signed,
-                after.format.fracs,
-            ):
+            if before.format.layout != after.format.layout:
                 continue
             if (before.lo, before.hi) != (after.lo, after.hi):
                 continue
