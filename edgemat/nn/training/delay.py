@@ -54,8 +54,9 @@ class QuantizationDelay:
     settled); the order from the input on is that of progressive quantisation.
 
     Call `step()` after each step of the optimiser. Ranges move while a network trains on real numbers, so learned
-    binary points are set anew by `recalibrate` from what the last real step saw. Under `torch.nn.parallel` each process
-    sees its own batches; give ``recalibrate=None`` there, and calibrate before.
+    binary points are set anew by `recalibrate` from what the last real step saw. Under `torch.nn.parallel` each
+    process sees its own batches: unite what `observed` gives before `step()`, or calibrate and give
+    ``recalibrate=None``.
 
     Args:
         q: The result of `edgemat.quantize`, or a module built from edgemat.nn layers.
@@ -116,6 +117,11 @@ class QuantizationDelay:
     def delayed(self) -> tuple[str, ...]:
         """Names of the quantisers that have not joined yet, in the order in which they will."""
         return tuple(self._hooks)
+
+    @property
+    def observed(self) -> dict[str, Statistics]:
+        """What the last real step saw, by the names of the quantisers that the next `step()` lets join."""
+        return {name: hook.statistics for name, (hook, _) in self._hooks.items() if hook.statistics is not None}
 
     def remove(self) -> None:
         """Lets every quantiser join now, with the binary point it has."""

@@ -1,0 +1,350 @@
+"""`QATCallback`: the schedules of quantisation-aware training, driven by Lightning's hooks.
+
+**Order.** After each step of the optimiser: the oscillation tracker, the delay, the costs; as in the plain loop of
+`docs/training.md`.
+
+**The penalty.** No hook of Lightning may change the loss, and no method is replaced. A sum's gradient is the sum of the
+gradients, so the penalty's is taken with `torch.autograd.grad` in `on_before_optimizer_step` and added to ``.grad``:
+exactly what ``loss.backward(); penalty.backward()`` leaves there. At that point the gradients are those of all
+accumulated batches, unscaled, already averaged over the processes, and not yet clipped; the penalty depends on
+parameters alone, so every process adds the same and no factor is needed. `torch.autograd.grad` runs none of DDP's
+reduction hooks.
+
+**Processes.** Formats must be the same in all of them. Gradients of binary points are averaged as all others; what is
+*observed* is shared here: calibration batches are gathered, ranges of WRAP formats and of the delay's last real step
+are united, and batch norm statistics are the first process's after every step, not only at the next one.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch.optim import Optimizer
+from torch.utils.data import DataLoader
+
+import edgemat
+from edgemat.errors import EdgematError, FormatError, UnsupportedOpError
+from edgemat.lightning import ranks
+from edgemat.lightning.network import Found, find_network
+
+Moment = int | float
+Options = Mapping[str, Any]
+
+
+class QATCallback(Callback):
+    """Delay, oscillation freezing, cost targets and batch norm freezing for the quantised network of a LightningModule.
+
+    The module calls `edgemat.quantize` itself; this callback never converts anything. Schedules count steps of the
+    optimiser, or take a share of the training (a float above 0 and below 1). Everything is part of the checkpoint: a
+    resumed training continues bit for bit.
+
+    Args:
+        calibration: Training batches with which the formats are set before the first step where they are not yet, or an
+            iterable of batches as `edgemat.calibrate` takes them. None leaves that to `edgemat.calibrate`, or to the
+            first batch.
+        delay: Steps with real numbers before quantisation, or the arguments of `edgemat.QuantizationDelay`.
+        oscillation: True, or the arguments of `edgemat.OscillationTracker`; beside them ``start``, the step at which it
+            begins.
+        cost_target: Arguments of `edgemat.CostTarget`, such as ``{"cost": "lut", "at_most": 2000}``, or several.
+        cost_ramp: Arguments of `edgemat.CostRamp`.
+        freeze_batch_norm: When the batch norms' statistics are frozen.
+        network: Name of the quantised network in the LightningModule; None takes the only one.
+
+    Raises:
+        EdgematError: for a setting out of range.
+    """
+
+    def __init__(
+        self,
+        *,
+        calibration: int | Iterable[Any] | None = None,
+        delay: int | Options | None = None,
+        oscillation: bool | Options = False,
+        cost_target: Options | Sequence[Options] = (),
+        cost_ramp: Options | None = None,
+        freeze_batch_norm: Moment | None = None,
+        network: str | None = None,
+    ):
+        if isinstance(calibration, int) and calibration < 1:
+            raise EdgematError(f"QATCallback: calibration is {calibration}, expected at least one batch")
+        self.calibration = calibration
+        self.delay = {"delay_steps": delay} if isinstance(delay, int) else None if delay is None else dict(delay)
+        self.oscillation = {} if oscillation is True else dict(oscillation) if oscillation is not False else None
+        targets = (cost_target,) if isinstance(cost_target, Mapping) else cost_target
+        self.cost_targets = [dict(options) for options in targets]
+        self.cost_ramp = None if cost_ramp is None else dict(cost_ramp)
+        self.network = network
+        start = None if self.oscillation is None else self.oscillation.pop("start", 0)
+        self._moments: dict[str, Moment] = {}
+        for name, moment in (("freeze_batch_norm", freeze_batch_norm), ("oscillation", start)):
+            if moment is not None:
+                self._moments[name] = _checked(name, moment)
+        self._found: Found | None = None
+        self._steps = 0
+        self._at: dict[str, int] = {}
+        self._delay: Any = None
+        self._tracker: Any = None
+        self._costs: list[Any] = []
+        self._norms: Any = None
+        self._global_step = 0
+        self._has_gradients = False
+        self._loaded: dict[str, Any] | None = None
+
+    @property
+    def state_key(self) -> str:
+        """One state per network."""
+        return self._generate_state_key(network=self.network)
+
+    # -- the beginning --------------------------------------------------------------------------------------------
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Finds the network and refuses what would go wrong later.
+
+        Raises:
+            LoweringError: if the LightningModule holds no quantised network, or several and none is named.
+            UnsupportedOpError: for strategies and precisions in which formats cannot be exact.
+        """
+        self._found = find_network(pl_module, self.network)
+        if stage == "fit":
+            ranks.check_strategy(trainer)
+            if getattr(trainer.strategy, "_layer_sync", None) is not None:
+                raise UnsupportedOpError(
+                    "QATCallback: the trainer has sync_batchnorm=True, which does not reach batch norms folded into "
+                    "quantised layers, expected False; the first process's statistics are everyone's"
+                )
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Calibrates where that is due, and builds the schedules; the module's checkpoint is loaded already."""
+        found = self._found
+        assert found is not None
+        _check_precision(trainer, found)
+        state, self._loaded = self._loaded, None
+        if state is None and trainer.global_step > 0 and self._steps:
+            state = self.state_dict()  # fit was called again
+        self._calibrate(trainer, pl_module, found)
+        self._steps = 0 if state is None else int(state["steps"])
+        self._at = dict(state["at"]) if state is not None else self._resolved(trainer)
+        self._global_step = trainer.global_step
+        self._delay = self._tracker = self._norms = None
+        if self.delay is not None:
+            self._delay = edgemat.QuantizationDelay(found.network, **self.delay)
+        self._costs = [edgemat.CostTarget(found.network, **options) for options in self.cost_targets]
+        if self.cost_ramp is not None:
+            self._costs.append(edgemat.CostRamp(found.network, **self.cost_ramp))
+        if state is not None:
+            self._restore(state)
+        self._apply()
+        _check_unused(trainer, self._delay)
+
+    def _calibrate(self, trainer: Trainer, pl_module: LightningModule, found: Found) -> None:
+        open_points = [name for name, part in found.quantizers.items() if not part.ready]
+        if not open_points:
+            return
+        if self.calibration is None:
+            if trainer.world_size > 1:
+                raise FormatError(
+                    f"quantiser {open_points[0]!r} has no binary point yet and {trainer.world_size} processes would "
+                    "each take their own first batch, expected one for all; pass QATCallback(calibration=8) or call "
+                    "edgemat.calibrate before"
+                )
+            return
+        if isinstance(self.calibration, int):
+            trainer.fit_loop.setup_data()  # what Lightning does at the first step; a second call changes nothing
+            with isolate_rng():
+                batches = list(itertools.islice(_fresh(trainer.train_dataloader), self.calibration))
+            batches = ranks.gather_batches(trainer, batches)
+        else:
+            batches = list(self.calibration)
+        whole = type(pl_module).forward is not LightningModule.forward
+        with isolate_rng():
+            edgemat.calibrate(pl_module if whole else found.network, batches)
+
+    def _resolved(self, trainer: Trainer) -> dict[str, int]:
+        """The moments in steps."""
+        made = {}
+        for name, moment in self._moments.items():
+            if isinstance(moment, float):
+                length = trainer.estimated_stepping_batches
+                if length == float("inf"):
+                    raise EdgematError(
+                        f"QATCallback: {name} is {moment}, a share of a training without end, expected a number of "
+                        "steps; or give the trainer max_steps or max_epochs"
+                    )
+                made[name] = int(moment * length)
+            else:
+                made[name] = moment
+        return made
+
+    # -- steps ----------------------------------------------------------------------------------------------------
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Nothing has been added to the gradients of this batch."""
+        self._global_step = trainer.global_step
+
+    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Takes note that there is a loss: a step without one gets no penalty either."""
+        self._has_gradients = True
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """Adds the gradient of the penalty."""
+        if not self._costs or not self._has_gradients:
+            return
+        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
+        with torch.enable_grad():
+            penalty = sum(cost.penalty() for cost in self._costs)
+            if not isinstance(penalty, torch.Tensor) or not penalty.requires_grad:
+                return
+            gradients = torch.autograd.grad(penalty, parameters, allow_unused=True)
+        with torch.no_grad():
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                if gradient is not None and parameter.grad is None:
+                    parameter.grad = gradient
+                elif gradient is not None:
+                    assert parameter.grad is not None
+                    parameter.grad.add_(gradient)
+        pl_module.log("qat/penalty", penalty.detach())
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Moves the schedules on if the optimiser made a step."""
+        found = self._found
+        assert found is not None
+        if trainer.global_step == self._global_step:
+            return
+        self._has_gradients = False
+        self._steps += 1
+        ranks.synchronize(trainer, found.network)
+        if self._tracker is not None:
+            self._tracker.step()
+        if self._delay is not None:
+            ranks.unite(trainer, self._delay.observed)
+            self._delay.step()
+        for cost in self._costs:
+            cost.step() if hasattr(cost, "step") else cost.update()
+        self._apply()
+        if self._tracker is not None and self._steps % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            pl_module.log("qat/frozen", self._tracker.frozen_share)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Lets all processes validate the same network."""
+        assert self._found is not None
+        ranks.synchronize(trainer, self._found.network)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leaves the same network in all processes."""
+        assert self._found is not None
+        ranks.synchronize(trainer, self._found.network)
+
+    def _apply(self) -> None:
+        """Begins what is due at the present step."""
+        assert self._found is not None
+        q = self._found.network
+        if self._tracker is None and self.oscillation is not None and self._steps >= self._at["oscillation"]:
+            self._tracker = edgemat.OscillationTracker(q, **self.oscillation)
+        if self._norms is None and self._steps >= self._at.get("freeze_batch_norm", self._steps + 1):
+            self._norms = edgemat.freeze_batch_norm(q)
+
+    # -- the end --------------------------------------------------------------------------------------------------
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Takes back what is not part of the network's state: the delay's hooks, the frozen statistics."""
+        self._release()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """As `teardown`."""
+        self._release()
+
+    def _release(self) -> None:
+        if self._delay is not None:
+            self._delay.remove()
+        if self._norms is not None:
+            self._norms.undo()
+
+    # -- state ----------------------------------------------------------------------------------------------------
+    def state_dict(self) -> dict[str, Any]:
+        """Steps taken, when things begin, and the state of every schedule."""
+        if self._loaded is not None:
+            return self._loaded
+        return {
+            "steps": self._steps,
+            "at": dict(self._at),
+            "delay": None if self._delay is None else self._delay.state_dict(),
+            "oscillation": None if self._tracker is None else self._tracker.state_dict(),
+            "costs": [cost.state_dict() for cost in self._costs],
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keeps a checkpoint's state until the schedules exist."""
+        self._loaded = copy.deepcopy(state_dict)
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        """Continues the schedules.
+
+        Raises:
+            EdgematError: if the checkpoint was written with other schedules.
+        """
+        if set(self._at) != set(self._moments) or (state["delay"] is None) != (self._delay is None):
+            raise _other("schedules")
+        if len(state["costs"]) != len(self._costs):
+            raise _other("costs")
+        if state["delay"] is not None:
+            self._delay.load_state_dict(state["delay"])
+        for cost, kept in zip(self._costs, state["costs"], strict=True):
+            cost.load_state_dict(kept)
+        self._apply()
+        if self._tracker is not None and state["oscillation"] is not None:
+            self._tracker.load_state_dict(state["oscillation"])
+
+
+def _other(what: str) -> EdgematError:
+    return EdgematError(
+        f"QATCallback: the checkpoint was written with other {what}, expected the same; resume with the arguments the "
+        "training began with"
+    )
+
+
+def _checked(name: str, moment: Moment) -> Moment:
+    whole = isinstance(moment, int) and not isinstance(moment, bool) and moment >= 0
+    if whole or (isinstance(moment, float) and 0.0 < moment < 1.0):
+        return moment
+    raise EdgematError(
+        f"QATCallback: {name} begins at {moment!r}, expected a number of steps or a share of the training between 0 "
+        "and 1"
+    )
+
+
+def _check_precision(trainer: Trainer, found: Found) -> None:
+    """Refuses parameters that are not float32: formats would be learned from rounded weights."""
+    for name, parameter in found.network.named_parameters():
+        if parameter.is_floating_point() and parameter.dtype != torch.float32:
+            raise UnsupportedOpError(
+                f"parameter {name!r} is {parameter.dtype} under the trainer's precision {trainer.precision!r}, "
+                "expected torch.float32; use '32-true', or mixed precision ('bf16-mixed', '16-mixed')"
+            )
+
+
+def _check_unused(trainer: Trainer, delay: Any) -> None:
+    """DDP has to be told that the binary points of delayed quantisers get no gradient."""
+    if trainer.world_size == 1 or delay is None or delay.finished:
+        return
+    if not getattr(trainer.model, "find_unused_parameters", False):
+        raise EdgematError(
+            "QATCallback: delayed quantisers leave parameters without a gradient, which DDP must be told; use "
+            "Trainer(strategy='ddp_find_unused_parameters_true')"
+        )
+
+
+def _fresh(loader: Any) -> Iterable[Any]:
+    """A loader to iterate, without disturbing the workers that the training's own iterator keeps."""
+    if isinstance(loader, Mapping | Sequence):
+        raise EdgematError(
+            "QATCallback: the training data are several loaders, expected one; pass the batches as calibration="
+        )
+    if isinstance(loader, DataLoader) and loader.persistent_workers:
+        loader = copy.copy(loader)
+        loader._iterator = None
+    return loader
