@@ -19,7 +19,8 @@ from edgemat.nn.kinds import ARITHMETIC
 from edgemat.nn.layer import QuantLayer
 from edgemat.nn.normal_form import normalize
 from edgemat.nn.placement import Value
-from edgemat.nn.quantizer import FixedQuantizer
+from edgemat.nn.quantizer import FixedQuantizer, quantizer_of
+from edgemat.nn.quantizers import activation_quantizer
 from edgemat.nn.tracing import refuse, trace
 from edgemat.recipe import Recipe
 
@@ -108,7 +109,8 @@ class Conversion(Handlers):
             self.values[node] = Value(copied, None, False, tensor=False)
             return
         fmt = self.recipe.input_format(node.name)
-        quantizer = FixedQuantizer(fmt, role="input")
+        rules = self.recipe.layer([])
+        quantizer = activation_quantizer(rules.activation_spec(fmt), self.channels(node), role="input")
         call = self.call(self.unused(f"{node.name}_quantizer"), quantizer, copied)
         self.values[node] = Value(call, quantizer, not fmt.signed)
 

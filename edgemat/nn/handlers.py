@@ -67,7 +67,7 @@ class Handlers(Placement):
                 behind = self.layer_recipe(*self.chain(last), later)
                 layer.output_quantizer = self.quantizer(last, behind, behind.activation(True), relu=True)
             else:
-                layer.output_quantizer = self.output_quantizer(last, False)
+                layer.output_quantizer = self.accumulator_quantizer(node, layer) or self.output_quantizer(last, False)
         self.finish(node, self.call(name, layer, x.node), layer, False)
 
     do_conv = do_linear
@@ -97,6 +97,8 @@ class Handlers(Placement):
         old = self.old_module(node)
         if module_type(old) is nn.ConvTranspose2d and old.groups > 1:
             return None
+        if self.layer_recipe(node).weights.bipolar:
+            return None  # {-1, +1} cannot take a scale in: the batch norm becomes a fixed-point affine
         return follower if self.layer_recipe(follower).batch_norm == "fold" else None
 
     def do_batch_norm(self, node: fx.Node) -> None:
@@ -112,7 +114,7 @@ class Handlers(Placement):
         x = self.operand(self.enter(node, x))
         layer = QuantBatchNorm(
             self.old_module(node),
-            weights=rules.weight_spec(),
+            weights=rules.parameter_spec(),
             bias_format=rules.bias,
             input=None,
             output=self.output_quantizer(node, False),
@@ -169,13 +171,13 @@ class Handlers(Placement):
         self.check_weights(node, old)
         quantizer = self.output_quantizer(node, False)
         if old is not None and module_type(old) is nn.PReLU:
-            layer = activation.QuantPReLU(old.num_parameters, weights=rules.weight_spec(), output=quantizer, input=None)
+            layer = activation.QuantPReLU(old.num_parameters, weights=rules.parameter_spec(), output=quantizer, input=None)
             layer.weight = old.weight
         else:
             slope = as_number(old.negative_slope if old is not None else argument(node, 1, "negative_slope", 0.01))
             if slope is None:
                 raise refuse(node, self.root, "takes a slope that is no number", "use torch.nn.PReLU")
-            layer = activation.QuantPReLU(1, slope, False, weights=rules.weight_spec(), output=quantizer, input=None)
+            layer = activation.QuantPReLU(1, slope, False, weights=rules.parameter_spec(), output=quantizer, input=None)
             layer.weight_quantizer.fit(layer.weight)
         layer.link(x.source)
         self.finish(node, self.call(self.module_name(node), layer, x.node), layer, x.non_negative)
@@ -236,7 +238,7 @@ class Handlers(Placement):
         if number is not None or (isinstance(given, fx.Node) and given.op == "get_attr"):
             self.check_weights(node, None)
         if number is not None:
-            layer = activation.QuantConstant(rules.weights, torch.tensor(number))
+            layer = activation.QuantConstant(rules.parameters, torch.tensor(number))
             call = self.call(self.unused(f"{node.name}_constant"), layer)
             return Value(call, layer.weight_quantizer, number >= 0)
         if not isinstance(given, fx.Node):
@@ -246,7 +248,7 @@ class Handlers(Placement):
             return self.operand(value)
         if given.op != "get_attr":
             raise refuse(node, self.root, "joins a tensor and a size, expected two tensors or a constant")
-        layer = activation.QuantConstant(rules.weights, target=str(given.target))
+        layer = activation.QuantConstant(rules.parameters, target=str(given.target))
         call = self.call(self.unused(f"{node.name}_constant"), layer, value.node)
         return Value(call, layer.weight_quantizer, False)
 

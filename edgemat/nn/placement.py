@@ -11,8 +11,10 @@ from edgemat.errors import FormatError, LoweringError
 from edgemat.formats import Fixed
 from edgemat.nn.kinds import ABSORBING, ARITHMETIC, TRANSPARENT, WEIGHTED, kind_of
 from edgemat.nn.layer import QuantLayer
+from edgemat.nn.linear import WeightedLayer
 from edgemat.nn.quantizer import FixedQuantizer, check_points
 from edgemat.nn.quantizers import activation_quantizer
+from edgemat.nn.tracing import refuse
 from edgemat.recipe import LayerRecipe, Recipe, nearest
 
 
@@ -208,19 +210,62 @@ class Placement:
             fmt = None
         if fmt is None:
             return None
+        if fmt.bipolar and (non_negative or relu):
+            raise refuse(
+                node,
+                self.root,
+                "is never negative, so that every bipolar result would be +1",
+                "leave the ReLU out (the sign is the activation function), or state 'activations' in a rule",
+            )
         return self.quantizer(node, rules, fmt, relu)
+
+    def accumulator_quantizer(self, node: fx.Node, layer: WeightedLayer) -> FixedQuantizer | None:
+        """What stands between a layer of bipolar weights and the batch norm behind it, pooling between them included.
+
+        The accumulator goes on as it is, in the narrowest format that holds every sum of the layer's inputs; where the
+        input's binary point is learned, so is its.
+        """
+        rules, source = self.layer_recipe(node), layer.source()
+        follower = self.follower(node)
+        while follower is not None and self.kinds[follower] in TRANSPARENT:
+            follower = self.follower(follower)
+        behind = follower is not None and self.kinds[follower] == "batch_norm"
+        if not rules.weights.bipolar or not behind or rules.stated or source is None:
+            return None
+        fan_in = layer.weight.numel() // layer.outputs
+        width = min((fan_in * source.grid.magnitude).bit_length() + 1 + (layer.bias is not None), 32)
+        fmt = Fixed(width, width - source.exponent() if source.stated else None)
+        return self.quantizer(node, rules, fmt)
 
     def quantizer(self, node: fx.Node, rules: LayerRecipe, fmt: Fixed, relu: bool = False) -> FixedQuantizer:
         """The quantiser of a node's result in the format `fmt`."""
         return activation_quantizer(rules.activation_spec(fmt), self.channels(node), relu)
 
     def channels(self, node: fx.Node) -> int | None:
-        """Length of axis 1 of a node's result where the layers around it tell, else None."""
-        for near in self.chain(node) if node in self.values or node.op != "placeholder" else []:
+        """Length of axis 1 of a node's result, where layers tell and all that take it align channels; else None."""
+        takers = self._takers(node)
+        if self.kinds[node] == "clip" or not takers or not all(self.kinds[taker] in WEIGHTED for taker in takers):
+            return None
+        if node.op == "placeholder":
+            first = [self.old_module(taker) for taker in takers]
+            if any(self.kinds[near] in TRANSPARENT for near in node.users):
+                return None  # channels may move
+            counts = {getattr(m, "in_features", None) or getattr(m, "in_channels", None) for m in first}
+            return counts.pop() if len(counts) == 1 else None
+        for near in self.chain(node):
             for name in ("out_features", "out_channels", "num_features"):
                 if hasattr(self.old_module(near), name):
                     return int(getattr(self.old_module(near), name))
         return None
+
+    def _takers(self, node: fx.Node) -> list[fx.Node]:
+        """The operations that a node's result reaches through those that only move values and absorb a quantiser."""
+        found: list[fx.Node] = []
+        for user in node.users:
+            kind = self.kinds[user]
+            through = kind in TRANSPARENT or (kind in ABSORBING and node.op != "placeholder")
+            found += self._takers(user) if through else [user]
+        return found
 
     def operand(self, value: Value, name: str = "operand") -> Value:
         """A value on a known grid; an accumulator that was left exact gets no second chance."""

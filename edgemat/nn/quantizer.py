@@ -20,6 +20,7 @@ from edgemat.nn.rounding import (
     ReplaceForward,
     open_interval,
     power_of_two,
+    quantize_codes,
     range_frac,
 )
 
@@ -148,6 +149,24 @@ class FixedQuantizer(nn.Module):
         """The rounded fractional bits as an int32 tensor, shape ``[]`` or ``[channels]``."""
         return self.frac.detach().float().round().to(torch.int32)
 
+    def finest(self) -> int:
+        """Fractional bits of the grid on which layers take this quantiser's values: its finest channel's."""
+        return int(self.exponents().amax().item()) if self.per_channel else self.exponent()
+
+    def reach(self) -> int:
+        """Largest absolute code on the grid of `finest`."""
+        spread = self.finest() - int(self.exponents().amin().item()) if self.per_channel else 0
+        return self.grid.magnitude << spread
+
+    @property
+    def promises(self) -> dict[str, Any]:
+        """What else than a format holds for every code this quantiser makes: attributes of the layer's node."""
+        return {}
+
+    def round_codes(self, values: Tensor, scale: float) -> Tensor:
+        """Codes of real values times `scale`, as integral floats; no gradient (calibration compares formats by it)."""
+        return quantize_codes(values, self.grid, scale, False)
+
     def set_frac(self, frac: float | Tensor) -> None:
         """Sets the binary point(s) and marks the quantiser calibrated."""
         with torch.no_grad():
@@ -211,6 +230,20 @@ class FixedQuantizer(nn.Module):
             self._settle(weight * scale.view(shape))
         frac = self.frac if self.per_channel else self.frac.expand(scale.numel())
         return QuantizeChannels.apply(weight, frac, self.grid, frac, self.axis, self.relu, scale)
+
+    def takes_rows(self, weight: Tensor) -> bool:
+        """Whether `edgemat.nn.weights` may quantise `weight`: the common format, learned per output, in training."""
+        return (
+            type(self) is FixedQuantizer
+            and self._ready
+            and self.per_channel
+            and self.axis == 0
+            and self.grid.common
+            and not self.observing
+            and weight.requires_grad
+            and self.frac.requires_grad
+            and torch.is_grad_enabled()
+        )
 
     @property
     def takes_affine(self) -> bool:
@@ -338,7 +371,9 @@ class FixedQuantizer(nn.Module):
         """The format a checkpoint holds for this quantiser, or None where it is this one's, or not kept."""
         kept = state_dict.get(prefix + EXTRA_STATE)
         if kept is not None and kept.tolist() != self.get_extra_state().tolist():
-            width, signed, rounding, overflow = kept.tolist()
+            width, signed, rounding, overflow = kept.tolist()[:4]
+            if overflow == len(OVERFLOWS):
+                return "bipolar"
             return Fixed(width, None, bool(signed), ROUNDINGS[rounding], OVERFLOWS[overflow])
         frac = state_dict.get(prefix + "frac")
         if self.stated and frac is not None and frac.shape == self.frac.shape:
@@ -359,7 +394,12 @@ def quantizer_of(format: str | Fixed | FixedQuantizer | None, **options: Any) ->
     """A quantiser for a format, a text, an existing quantiser or nothing."""
     if format is None or isinstance(format, FixedQuantizer):
         return format
-    return FixedQuantizer(format, **options)
+    fmt = Fixed.parse(format) if isinstance(format, str) else format
+    if fmt.bipolar:
+        from edgemat.nn.bipolar import BipolarQuantizer  # it derives from this module's class
+
+        return BipolarQuantizer(fmt, **options)
+    return FixedQuantizer(fmt, **options)
 
 
 def check_points(format: str | Fixed, channels: int | None, label: str) -> None:
@@ -405,6 +445,6 @@ def codes(values: Tensor, format: str | Fixed, axis: int = 1) -> Tensor:
 
 
 def unsigned(fmt: str | Fixed) -> Fixed:
-    """The unsigned format of the same width."""
+    """The unsigned format of the same width; bipolar stays bipolar."""
     fmt = Fixed.parse(fmt) if isinstance(fmt, str) else fmt
-    return replace(fmt, signed=False) if fmt.signed else fmt
+    return replace(fmt, signed=False) if fmt.signed and not fmt.bipolar else fmt

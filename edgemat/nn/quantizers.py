@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from edgemat.errors import FormatError
 from edgemat.formats import Fixed
+from edgemat.nn.bipolar import BipolarQuantizer
 from edgemat.nn.learned_activation import LearnedActivationQuantizer
 from edgemat.nn.learned_width import LearnedWidthQuantizer
 from edgemat.nn.quantizer import FixedQuantizer, check_points
@@ -36,6 +38,9 @@ def weight_quantizer(
         FormatError: if stated binary points do not match the channels.
     """
     check_points(spec.format, outputs, label)
+    if spec.format.bipolar:
+        _check_bipolar(spec, label)
+        return BipolarQuantizer(role="weights")
     if spec.learn_width or (spec.groups not in ("tensor", "channel") and spec.format.int_bits is None):
         return LearnedWidthQuantizer(spec.format, shape, outputs, axis, spec.groups)
     learned = spec.groups == "channel" and spec.format.int_bits is None
@@ -55,6 +60,22 @@ def activation_quantizer(
         relu: Whether a ReLU precedes the rounding.
         role: ``"requantize"`` or ``"input"``.
     """
+    if spec.format.bipolar:
+        return BipolarQuantizer(relu=relu, role=role)
     if spec.learn_width:
         return LearnedActivationQuantizer(spec.format, channels if spec.groups == "channel" else None, relu, role)
     return FixedQuantizer(spec.format, relu=relu, role=role)
+
+
+def _check_bipolar(spec: WeightSpec, label: str) -> None:
+    """Refuses what {-1, +1} cannot be combined with."""
+    for found, wrong in (
+        ("a learned width", spec.learn_width),
+        ("a bound on its accumulator", spec.accumulator is not None),
+        ("points from statistics", spec.points != "learned"),
+    ):
+        if wrong:
+            raise FormatError(
+                f"{label} has bipolar weights and {found}, expected one of the two; a rule for this layer can state "
+                "another format of its weights, or leave the other setting out"
+            )

@@ -6,6 +6,9 @@ from dataclasses import dataclass, replace
 
 from edgemat.formats import Fixed
 
+PARAMETER_BITS = 12
+"""Bits of batch norms, slopes and constants in a network of bipolar weights, as in FracBNN (arXiv 2012.12206)."""
+
 
 @dataclass(frozen=True)
 class WeightSpec:
@@ -84,14 +87,29 @@ class LayerRecipe:
     points: str = "learned"
 
     def activation(self, non_negative: bool) -> Fixed:
-        """Format of an output; unsigned of the same width where it is proven non-negative, unless a rule states it."""
-        if self.stated or not non_negative:
+        """Format of an output; unsigned of the same width where it is proven non-negative, unless a rule states it.
+
+        Bipolar stays bipolar.
+        """
+        if self.stated or not non_negative or self.activations.bipolar:
             return self.activations
         return replace(self.activations, signed=False)
 
     def activation_spec(self, format: Fixed) -> ActivationSpec:
         """How an output of `format` (one of `activation`, `outputs`, `input`) is quantised."""
         return ActivationSpec(format, self.activation_groups, self.learn_widths in ("activations", "all"))
+
+    @property
+    def parameters(self) -> Fixed:
+        """Format of parameters that scale or shift (batch norm, slopes, constants): that of the weights.
+
+        Where those are bipolar, which can neither scale nor shift, 12 bits with a learned binary point.
+        """
+        return Fixed(PARAMETER_BITS) if self.weights.bipolar else self.weights
+
+    def parameter_spec(self) -> WeightSpec:
+        """How such parameters are quantised."""
+        return replace(self.weight_spec(), format=self.parameters)
 
     def weight_spec(self) -> WeightSpec:
         """How the weights are quantised."""
