@@ -44,8 +44,8 @@ DOWN = {
 }
 # Which files may name these at module level. torch anywhere else would make reading a file slow.
 OUTSIDE = {
-    "torch": ("nn/", "lightning.py", "lower/from_torch.py"),
-    "lightning": ("lightning.py",),
+    "torch": ("nn/", "lightning/", "lower/from_torch.py"),
+    "lightning": ("lightning/",),
     "brevitas": (),
     "sklearn": (),
     "unicorn": ("targets/mcu/unicorn_process.py",),
