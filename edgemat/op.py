@@ -118,6 +118,16 @@ class Tensor:
         low, high = self.format.channel_rails()
         return np.maximum(low, self.lo), np.minimum(high, self.hi)
 
+    def legal(self, codes: np.ndarray) -> np.ndarray:
+        """Codes of lo..hi brought to ones that can occur: channels of their own width saturate, bipolar takes the sign.
+
+        Args:
+            codes: Integers [N, ...] of the tensor's shape (or of one sample, without the batch).
+        """
+        if self.format is REAL or not (self.format.bipolar or self.format.widths is not None):
+            return codes.astype(np.int64)
+        return formats.wrap(codes, self.format, codes.ndim - len(self.shape) + 1)
+
 
 def code_dtype(fmt: Fixed) -> np.dtype:
     """The ONNX integer type that carries codes of `fmt` between operators."""
@@ -133,10 +143,12 @@ class Bounds:
     Attributes:
         final: Interval of the finished sum (enough for two's complement accumulators).
         partial: Interval of every partial sum in any order (what C accumulators and float carriers need).
+        width: Bits of the accumulator where the node states them (``accumulator``); they hold `partial`.
     """
 
     final: tuple[int, int]
     partial: tuple[int, int]
+    width: int | None = None
 
     @property
     def magnitude(self) -> int:
@@ -171,12 +183,14 @@ class Epilogue:
 class Attr:
     """One attribute of an operator: its Python type (int, str, or tuple for a list of ints) and default.
 
-    A default of None makes an attribute required unless `optional`.
+    A default of None makes an attribute required unless `optional`. A `late` attribute came after files had been
+    written without it: a function declares it only where its node states it, so that those files stay as they are.
     """
 
     kind: type
     default: Any = None
     optional: bool = False
+    late: bool = False
 
 
 @dataclass(frozen=True)
@@ -206,12 +220,14 @@ class Cost:
         additions: Additions.
         weight_bits: Bits the weights and biases take at their stated widths.
         ebops: Effective bit operations (HGQ, arXiv 2405.00645; `edgemat.ops.bit_operations`).
+        shift_adds: Shifted operands that are added or subtracted in place of multiplications by K-hot weights.
     """
 
     multiplies: int = 0
     additions: int = 0
     weight_bits: int = 0
     ebops: int = 0
+    shift_adds: int = 0
 
 
 class Call:

@@ -50,7 +50,8 @@ def _mcu(graph: Graph) -> TargetCost:
             macros = dict(call.variant.macros)
             held = sum(a.values.size * size_of(a.element) for a in call.arrays if a is not None)
             sums = call.takes_epilogue and "EM_ACC_BITS" not in macros
-            accumulator = f"int{macros.get('EM_ACC_BITS', '32')}_t" if sums or "EM_ACC_BITS" in macros else "none"
+            bits = macros.get("EM_SUM_BITS", macros.get("EM_ACC_BITS", "32"))
+            accumulator = f"int{bits}_t" if sums or "EM_ACC_BITS" in macros else "none"
             rows.append((step.node, call.variant.function, accumulator, int(held)))
     totals = {
         "arena_bytes": planned.arena_bytes,

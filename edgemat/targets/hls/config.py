@@ -155,9 +155,13 @@ class ConfigBuilder:
         self.typedef("y_t", code_type(self.y.format))
 
     def accumulator(self) -> None:
-        """acc_t from the final interval, sum_t from the interval of partial sums where it is a sum of products."""
+        """acc_t from the final interval, sum_t from the interval of partial sums where it is a sum of products.
+
+        Where the file states the accumulator's width, acc_t has exactly that, and partial sums are proved to fit it.
+        """
         final, partial = self.intervals()
-        width = signed_width(*final)
+        stated = None if self.step.bounds is None else self.step.bounds.width
+        width = signed_width(*final) if stated is None else stated
         if width > 64:
             raise UnsupportedOpError(
                 f"node {self.step.node!r}: its exact result needs {width} bits, at most 64 are supported; "

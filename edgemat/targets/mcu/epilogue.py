@@ -1,7 +1,8 @@
 """What happens to an accumulator: its width, the kind of its shifts, rounding and overflow of the result.
 
 * ``int32_t`` where every partial sum in any order, every aligned operand and both rails of the result fit 32 bits, else
-  ``int64_t``.
+  ``int64_t``. Sums of products run in ``int16_t`` (``EM_SUM``) where the file states an accumulator of at most 16 bits,
+  which its partial sums are proved to fit; the epilogue then widens them.
 * A right shift beyond the accumulator's width is replaced by the largest legal one only where the accumulator's
   interval makes both round alike (``|a| < 2**(s-1)``, where every mode sees the same floor and no tie).
 * The overflow code is left out (``EM_FITS``) where the rounded interval lies inside the format's rails.
@@ -19,6 +20,8 @@ from edgemat.formats import Fixed
 from edgemat.targets.layout import NativeTensor, Step
 from edgemat.targets.mcu.storage import ConstantArray, literal
 
+SHORT_BITS = 16
+
 
 class EpilogueChoice:
     """The choice for one step.
@@ -31,11 +34,16 @@ class EpilogueChoice:
 
     def __init__(self, step: Step, arrays: Sequence[ConstantArray | None]) -> None:
         self.step = step
+        stated = step.bounds.width
+        narrow = stated is not None and stated <= SHORT_BITS
         final = tuple(int(v) for v in step.bounds.final)
         reach = _reach(step, arrays)
         self.name: list[str] = []
         self.macros: list[tuple[str, str]] = []
         self.shift: tuple[int, ...] = ()
+        if narrow:
+            self.macros.append(("EM_SUM_BITS", str(SHORT_BITS)))
+            self.name.append(f"sum{SHORT_BITS}")
         if step.epilogue is None:
             if reach >= 1 << 63:
                 self.refuse(reach)

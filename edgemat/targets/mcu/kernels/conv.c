@@ -1,6 +1,6 @@
 /* y[oy][ox][o] = requantize(bias[o] + sum over taps and inputs of its group of x[iy][ix][i] *
  * w[o][ky][kx][i]), iy = oy*stride_h - pad_top + ky*dilation_h, and so ix; taps outside the map count as
- * zero. EM_X EM_W EM_B EM_ACC_BITS EM_Y, epilogue macros.
+ * zero. EM_X EM_W EM_B EM_ACC_BITS EM_SUM_BITS EM_Y, epilogue macros.
  *
  * Weight layout: inside each group, rows (output channels) in blocks of four interleaved as in linear.c, a
  * row being [ky][kx][i]. Where inputs of neighbouring taps are neighbours in memory (one group, no dilation

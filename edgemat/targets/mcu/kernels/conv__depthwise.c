@@ -1,5 +1,5 @@
 /* conv.c for in_c = out_c = groups: y[oy][ox][c] = requantize(bias[c] + sum over taps of x[iy][ix][c] *
- * w[c][ky][kx]). EM_X EM_W EM_B EM_ACC_BITS EM_Y, epilogue macros.
+ * w[c][ky][kx]). EM_X EM_W EM_B EM_ACC_BITS EM_SUM_BITS EM_Y, epilogue macros.
  *
  * Weight layout: channels in blocks of four, each block [ky][kx][4]; a last block of fewer by its own number.
  */
@@ -26,19 +26,19 @@ void EM_FUNCTION(const em_conv_params* p, const EM_X* x, const EM_W* weight, con
             const EM_W* w = weight;
             int32_t c = 0;
             for (; c + 4 <= channels; c += 4, w += 4 * row) {
-                EM_ACC a0 = p->has_bias ? (EM_ACC)bias[c] : 0;
-                EM_ACC a1 = p->has_bias ? (EM_ACC)bias[c + 1] : 0;
-                EM_ACC a2 = p->has_bias ? (EM_ACC)bias[c + 2] : 0;
-                EM_ACC a3 = p->has_bias ? (EM_ACC)bias[c + 3] : 0;
+                EM_SUM a0 = p->has_bias ? (EM_SUM)bias[c] : 0;
+                EM_SUM a1 = p->has_bias ? (EM_SUM)bias[c + 1] : 0;
+                EM_SUM a2 = p->has_bias ? (EM_SUM)bias[c + 2] : 0;
+                EM_SUM a3 = p->has_bias ? (EM_SUM)bias[c + 3] : 0;
                 const EM_X* xr = corner + c;
                 for (int32_t k = ky.begin; k < ky.end; ++k, xr += step_h) {
                     const EM_X* xi = xr;
                     const EM_W* wi = w + (k * p->kernel_w + kx.begin) * 4;
                     for (int32_t t = kx.begin; t < kx.end; ++t, xi += step_w, wi += 4) {
-                        a0 += (EM_ACC)xi[0] * (EM_ACC)wi[0];
-                        a1 += (EM_ACC)xi[1] * (EM_ACC)wi[1];
-                        a2 += (EM_ACC)xi[2] * (EM_ACC)wi[2];
-                        a3 += (EM_ACC)xi[3] * (EM_ACC)wi[3];
+                        a0 = (EM_SUM)(a0 + (EM_ACC)xi[0] * (EM_ACC)wi[0]);
+                        a1 = (EM_SUM)(a1 + (EM_ACC)xi[1] * (EM_ACC)wi[1]);
+                        a2 = (EM_SUM)(a2 + (EM_ACC)xi[2] * (EM_ACC)wi[2]);
+                        a3 = (EM_SUM)(a3 + (EM_ACC)xi[3] * (EM_ACC)wi[3]);
                     }
                 }
                 y[c] = EM_RESULT(a0, c);
@@ -47,13 +47,13 @@ void EM_FUNCTION(const em_conv_params* p, const EM_X* x, const EM_W* weight, con
                 y[c + 3] = EM_RESULT(a3, c + 3);
             }
             for (; c < channels; ++c, w += row) {
-                EM_ACC a = p->has_bias ? (EM_ACC)bias[c] : 0;
+                EM_SUM a = p->has_bias ? (EM_SUM)bias[c] : 0;
                 const EM_X* xr = corner + c;
                 for (int32_t k = ky.begin; k < ky.end; ++k, xr += step_h) {
                     const EM_X* xi = xr;
                     const EM_W* wi = w + k * p->kernel_w + kx.begin;
                     for (int32_t t = kx.begin; t < kx.end; ++t, xi += step_w, ++wi) {
-                        a += (EM_ACC)*xi * (EM_ACC)*wi;
+                        a = (EM_SUM)(a + (EM_ACC)*xi * (EM_ACC)*wi);
                     }
                 }
                 y[c] = EM_RESULT(a, c);

@@ -3,7 +3,8 @@
  * A walk is a sequence of runs of neighbouring inputs: after each run, x and w skip to the next. `_dot4`
  * takes four rows of weights, interleaved, so that one loaded input meets four weights; `_dot1` takes one
  * row. They are functions of their own so that accumulators and pointers stay in registers; inner loops are
- * unrolled by hand. */
+ * unrolled by hand. Sums are EM_SUM: int16_t where the file states an accumulator of at most 16 bits, which
+ * every partial sum is proved to fit. */
 #ifndef EDGEMAT_WALK
 #define EDGEMAT_WALK
 typedef struct em_walk {
@@ -12,22 +13,22 @@ typedef struct em_walk {
 } em_walk;
 #endif
 
-#define EM_MEET(value, at)                       \
-    do {                                         \
-        const EM_ACC em_value = (EM_ACC)(value); \
-        a0 += em_value * (EM_ACC)w[(at)];        \
-        a1 += em_value * (EM_ACC)w[(at) + 1];    \
-        a2 += em_value * (EM_ACC)w[(at) + 2];    \
-        a3 += em_value * (EM_ACC)w[(at) + 3];    \
+#define EM_MEET(value, at)                                  \
+    do {                                                    \
+        const EM_ACC em_value = (EM_ACC)(value);            \
+        a0 = (EM_SUM)(a0 + em_value * (EM_ACC)w[(at)]);     \
+        a1 = (EM_SUM)(a1 + em_value * (EM_ACC)w[(at) + 1]); \
+        a2 = (EM_SUM)(a2 + em_value * (EM_ACC)w[(at) + 2]); \
+        a3 = (EM_SUM)(a3 + em_value * (EM_ACC)w[(at) + 3]); \
     } while (0)
 
 /* sums[k] += products with interleaved row k. */
-static EM_NOINLINE void EM_PASTE(EM_FUNCTION, _dot4)(EM_ACC* sums, const EM_X* x, const EM_W* w,
+static EM_NOINLINE void EM_PASTE(EM_FUNCTION, _dot4)(EM_SUM* sums, const EM_X* x, const EM_W* w,
                                                      const em_walk* walk) {
-    EM_ACC a0 = sums[0];
-    EM_ACC a1 = sums[1];
-    EM_ACC a2 = sums[2];
-    EM_ACC a3 = sums[3];
+    EM_SUM a0 = sums[0];
+    EM_SUM a1 = sums[1];
+    EM_SUM a2 = sums[2];
+    EM_SUM a3 = sums[3];
     for (int32_t runs = walk->runs; runs > 0; --runs) {
         for (int32_t i = walk->length >> 2; i > 0; --i, x += 4, w += 16) {
             EM_MEET(x[0], 0);
@@ -48,17 +49,17 @@ static EM_NOINLINE void EM_PASTE(EM_FUNCTION, _dot4)(EM_ACC* sums, const EM_X* x
 }
 
 /* a + products with one plain row. */
-static EM_NOINLINE EM_ACC EM_PASTE(EM_FUNCTION, _dot1)(EM_ACC a, const EM_X* x, const EM_W* w,
+static EM_NOINLINE EM_SUM EM_PASTE(EM_FUNCTION, _dot1)(EM_SUM a, const EM_X* x, const EM_W* w,
                                                        const em_walk* walk) {
     for (int32_t runs = walk->runs; runs > 0; --runs) {
         for (int32_t i = walk->length >> 2; i > 0; --i, x += 4, w += 4) {
-            a += (EM_ACC)x[0] * (EM_ACC)w[0];
-            a += (EM_ACC)x[1] * (EM_ACC)w[1];
-            a += (EM_ACC)x[2] * (EM_ACC)w[2];
-            a += (EM_ACC)x[3] * (EM_ACC)w[3];
+            a = (EM_SUM)(a + (EM_ACC)x[0] * (EM_ACC)w[0]);
+            a = (EM_SUM)(a + (EM_ACC)x[1] * (EM_ACC)w[1]);
+            a = (EM_SUM)(a + (EM_ACC)x[2] * (EM_ACC)w[2]);
+            a = (EM_SUM)(a + (EM_ACC)x[3] * (EM_ACC)w[3]);
         }
         for (int32_t i = walk->length & 3; i > 0; --i) {
-            a += (EM_ACC)*x++ * (EM_ACC)*w++;
+            a = (EM_SUM)(a + (EM_ACC)*x++ * (EM_ACC)*w++);
         }
         x += walk->x_skip;
         w += walk->w_skip;
@@ -80,12 +81,12 @@ EM_INLINE const EM_W* EM_PASTE(EM_FUNCTION, _rows)(const em_epilogue* epilogue, 
     int32_t o = first;
     while (count >= 4 && o + 1 < end) {
         o = o + 4 <= end ? o : end - 4;
-        EM_ACC sums[4] = {0, 0, 0, 0};
+        EM_SUM sums[4] = {0, 0, 0, 0};
         if (bias != NULL) {
-            sums[0] = (EM_ACC)bias[o];
-            sums[1] = (EM_ACC)bias[o + 1];
-            sums[2] = (EM_ACC)bias[o + 2];
-            sums[3] = (EM_ACC)bias[o + 3];
+            sums[0] = (EM_SUM)bias[o];
+            sums[1] = (EM_SUM)bias[o + 1];
+            sums[2] = (EM_SUM)bias[o + 2];
+            sums[3] = (EM_SUM)bias[o + 3];
         }
         const EM_X* xr = x;
         const EM_W* wr = w + w_first * 4;
@@ -100,7 +101,7 @@ EM_INLINE const EM_W* EM_PASTE(EM_FUNCTION, _rows)(const em_epilogue* epilogue, 
         w += row_length * 4;
     }
     for (; o < end; ++o, w += row_length) {
-        EM_ACC sum = bias != NULL ? (EM_ACC)bias[o] : 0;
+        EM_SUM sum = bias != NULL ? (EM_SUM)bias[o] : 0;
         const EM_X* xr = x;
         const EM_W* wr = w + w_first;
         for (int32_t r = rows; r > 0; --r, xr += x_row, wr += w_row) {

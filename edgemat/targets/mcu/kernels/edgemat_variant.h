@@ -23,6 +23,9 @@
 #ifndef EM_ACC_BITS /* 32 or 64 */
 #define EM_ACC_BITS 32
 #endif
+#ifndef EM_SUM_BITS /* 16 where every partial sum of products is proved to fit, else EM_ACC_BITS */
+#define EM_SUM_BITS EM_ACC_BITS
+#endif
 #ifndef EM_Y /* element of the result */
 #define EM_Y int32_t
 #endif
@@ -49,6 +52,7 @@
 #endif
 
 #define EM_ACC EM_PASTE3(int, EM_ACC_BITS, _t)
+#define EM_SUM EM_PASTE3(int, EM_SUM_BITS, _t)
 
 /* Loads what every result needs, once; a variant without epilogue does not touch the pointer. */
 #define EM_EPILOGUE_BEGIN(e)                                                                     \

@@ -5,6 +5,8 @@
 #undef EM_W
 #undef EM_B
 #undef EM_ACC_BITS
+#undef EM_SUM
+#undef EM_SUM_BITS
 #undef EM_ACC
 #undef EM_Y
 #undef EM_KIND

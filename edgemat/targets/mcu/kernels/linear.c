@@ -1,5 +1,5 @@
 /* y[r][o] = requantize(bias[o] + sum_i x[r][i] * w[o][i]).
- * EM_X EM_W EM_B EM_ACC_BITS EM_Y, epilogue macros.
+ * EM_X EM_W EM_B EM_ACC_BITS EM_SUM_BITS EM_Y, epilogue macros.
  *
  * Weight layout: rows (output features) in blocks of four, each block interleaved: block o/4 holds
  * w[o..o+3][0], w[o..o+3][1], ... so that one loaded input meets four weights. Where two or three rows are
