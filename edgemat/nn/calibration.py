@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from edgemat.errors import EdgematError, FormatError
 from edgemat.nn.activation import QuantConstant
 from edgemat.nn.batch_norm import BatchNorm, QuantBatchNorm
+from edgemat.nn.learned_activation import LearnedActivationQuantizer
+from edgemat.nn.learned_width import LearnedWidthQuantizer
 from edgemat.nn.linear import WeightedLayer
 from edgemat.nn.quantizer import FixedQuantizer
 from edgemat.nn.rounding import EXPONENT_LIMIT, Grid, quantize_codes, range_frac
@@ -29,13 +31,14 @@ class Statistics:
 
     Args:
         keep: Values kept of each batch for percentiles and squared errors, evenly spaced.
+        channels: Whether `lows` and `highs` take note of the range of each channel (axis 1), 0 included.
     """
 
-    def __init__(self, keep: int = _KEPT):
+    def __init__(self, keep: int = _KEPT, channels: bool = False):
         self.low, self.high = float("inf"), float("-inf")
-        self.keep = keep
+        self.keep, self.channels = keep, channels
         self.sample: list[Tensor] = []
-        self.rows: Tensor | None = None
+        self.lows, self.highs = torch.zeros(()), torch.zeros(())
 
     def update(self, x: Tensor) -> None:
         """Takes note of one batch."""
@@ -46,6 +49,10 @@ class Statistics:
         if not (np.isfinite(low) and np.isfinite(high)):
             raise FormatError(f"calibration saw values from {low} to {high}, expected finite numbers; clean the data")
         self.low, self.high = min(self.low, low), max(self.high, high)
+        if self.channels:
+            rows = x.detach().movedim(1, 0).reshape(x.shape[1], -1)
+            self.lows = torch.minimum(self.lows, rows.amin(1))
+            self.highs = torch.maximum(self.highs, rows.amax(1))
         if self.keep:
             step = max(1, flat.numel() // self.keep)
             self.sample.append(flat[::step].to("cpu", torch.float64))
@@ -68,14 +75,20 @@ class Statistics:
             low = float(kept[int(rest * (len(kept) - 1))])
             high = float(kept[len(kept) - 1 - int(rest * (len(kept) - 1))])
             return range_frac(low, high, grid)
-        return best_frac(values, grid, widest)
+        return best_frac(values, widest, lambda x, scale: quantize_codes(x, grid, scale, False))
 
 
-def best_frac(values: Tensor, grid: Grid, widest: int) -> int:
-    """The binary point of the least squared error, from `widest` to finer ones; the coarser of equals."""
+def best_frac(values: Tensor, widest: int, codes_of: Callable[[Tensor, float], Tensor]) -> int:
+    """The binary point of the least squared error, from `widest` to finer ones; the coarser of equals.
+
+    Args:
+        values: float64.
+        widest: The coarsest binary point tried.
+        codes_of: Codes of the values times a factor (`FixedQuantizer.round_codes`).
+    """
     errors = []
     for frac in range(widest, min(widest + _CANDIDATES, EXPONENT_LIMIT)):
-        codes = quantize_codes(values, grid, 2.0**frac, False)
+        codes = codes_of(values, 2.0**frac)
         errors.append((float((codes * 2.0**-frac - values).square().sum()), frac))
     return min(errors)[1]
 
@@ -135,7 +148,7 @@ def calibrate(
     try:
         module.eval()
         for part in every:
-            part._observer = Statistics(_KEPT if method != "minmax" else 0)
+            part._observer = Statistics(_KEPT if method != "minmax" else 0, part.per_channel)
         with torch.no_grad():
             if fresh:
                 for norm in fresh:
@@ -147,7 +160,7 @@ def calibrate(
                 for norm in fresh:
                     norm.estimating = False
                 for part in every:
-                    part._observer = Statistics(_KEPT if method != "minmax" else 0)
+                    part._observer = Statistics(_KEPT if method != "minmax" else 0, part.per_channel)
             fit_weights(module, method)
             for batch in taken:
                 observe(module, batch)
@@ -158,7 +171,12 @@ def calibrate(
                 frac = found.frac(part.grid, method, percentile)
                 if part.tracks:
                     part.seen[0], part.seen[1] = min(found.low, 0.0), max(found.high, 0.0)
-                part.set_frac(frac)
+                if not isinstance(part, LearnedActivationQuantizer):
+                    part.set_frac(frac)
+                elif part.per_channel:
+                    part.fit_range(found.lows, found.highs, frac)
+                else:
+                    part.fit_range(torch.tensor(found.low), torch.tensor(found.high), frac)
         for part in module.modules():
             if isinstance(part, WeightedLayer | QuantBatchNorm):
                 limit_weights(part)
@@ -199,7 +217,7 @@ def limit_weights(layer: WeightedLayer | QuantBatchNorm) -> None:
     if quantizer.stated or bias is None or source is None or not source.ready:
         return
     finest = [
-        range_frac(min(b, 0.0), max(b, 0.0), layer.bias_grid) - source.exponent() if b else None for b in bias.tolist()
+        range_frac(min(b, 0.0), max(b, 0.0), layer.bias_grid) - source.finest() if b else None for b in bias.tolist()
     ]
     present = quantizer.exponents().expand(len(finest)).tolist()
     limited = [f if limit is None else min(f, limit) for f, limit in zip(present, finest, strict=True)]
@@ -221,14 +239,14 @@ def _fit(quantizer: FixedQuantizer, weight: Tensor, method: str) -> None:
         return
     weight = weight.detach()
     quantizer.fit(weight)
-    if method != "mse":
+    if method != "mse" or isinstance(quantizer, LearnedWidthQuantizer):
         return
     widest = quantizer.exponents()
     if not quantizer.per_channel:
-        quantizer.set_frac(best_frac(weight.double().reshape(-1), quantizer.grid, int(widest)))
+        quantizer.set_frac(best_frac(weight.double().reshape(-1), int(widest), quantizer.round_codes))
         return
     rows = quantizer._rows(weight.double())
-    fracs = [best_frac(row, quantizer.grid, int(f)) for row, f in zip(rows, widest.tolist(), strict=True)]
+    fracs = [best_frac(row, int(f), quantizer.round_codes) for row, f in zip(rows, widest.tolist(), strict=True)]
     quantizer.set_frac(torch.tensor(fracs))
 
 

@@ -166,7 +166,7 @@ class QuantConvTranspose2d(WeightedLayer):
             offset = int(torch.ldexp(bias, self.accumulator_exponents()).abs().amax().item())
         codes = self.weight_quantizer.codes(weight).abs()
         codes = codes.view(self.groups, -1, *codes.shape[1:])
-        return int(codes.sum((1, 3, 4)).amax().item()) * self.known_source().grid.magnitude + offset
+        return int(codes.sum((1, 3, 4)).amax().item()) * self.aligned_source().reach() + offset
 
     def apply_weight(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The transposed convolution."""

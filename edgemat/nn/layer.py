@@ -79,16 +79,25 @@ class QuantLayer(nn.Module):
         Raises:
             FormatError: if the layer neither owns an input quantiser nor is linked to one.
         """
+        source = self.aligned_source(index)
+        if source.per_channel:
+            raise FormatError(
+                f"layer {self.path or type(self).__name__!r} gets an input with a binary point per channel, expected "
+                "one for the whole tensor; give it an input format of its own"
+            )
+        return source
+
+    def aligned_source(self, index: int = 0) -> FixedQuantizer:
+        """The quantiser that made input `index`, for layers that take channels of their own formats, aligned.
+
+        Raises:
+            FormatError: if the layer neither owns an input quantiser nor is linked to one.
+        """
         source = self.source(index)
         if source is None:
             raise FormatError(
                 f"layer {self.path or type(self).__name__!r} does not know the format of its input, expected "
                 "input='fixed<8>' or the like in its constructor; layers made by edgemat.quantize know it"
-            )
-        if source.per_channel:
-            raise FormatError(
-                f"layer {self.path or type(self).__name__!r} gets an input with a binary point per channel, expected "
-                "one for the whole tensor; give it an input format of its own"
             )
         return source
 
