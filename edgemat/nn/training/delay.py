@@ -41,7 +41,7 @@ class RealPass:
         x = real(quantizer, inputs[0])
         if self.statistics is not None:
             self.statistics.update(x)
-        return x
+        return x.to(rounded.dtype)
 
 
 class QuantizationDelay:
