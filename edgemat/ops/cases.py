@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from edgemat.formats import Fixed, wrap
+from edgemat.formats import Fixed
 from edgemat.op import Call, Shape, Tensor
 
 
@@ -59,9 +59,7 @@ def feeds(call: Call, batch: int = 4, seed: int = 0) -> Iterator[list[np.ndarray
                 codes = x.lo + (np.arange(int(np.prod(shape))).astype(kind).reshape(shape) * step) % span
             else:
                 codes = np.full(shape, {"low": x.lo, "high": x.hi, "zero": min(max(0, x.lo), x.hi)}[make])
-            # Channels of their own width, and bipolar ones, hold fewer codes than their interval spans.
-            special = x.format.widths is not None or x.format.bipolar
-            arrays.append(wrap(codes, x.format) if special else codes.astype(np.int64))
+            arrays.append(x.legal(codes))
         return arrays
 
     for make in ("low", "high", "zero", "alternating", "sweep", "random", "random"):

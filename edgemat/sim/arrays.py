@@ -68,6 +68,9 @@ def check_codes(name: str, array: np.ndarray, tensor: Tensor) -> np.ndarray:
     if array.dtype.kind not in "iu":
         raise FormatError(f"input {name!r} has dtype {array.dtype}, expected integer codes (codes=True was given)")
     low, high = tensor.format.rails
+    special = tensor.format.bipolar or tensor.format.widths is not None
+    if special and not formats.holds_codes(array.astype(np.int64), tensor.format):
+        raise FormatError(f"input {name!r} holds codes that {tensor.format} does not, expected codes of each channel")
     if array.size and (int(array.min()) < low or int(array.max()) > high):
         raise FormatError(
             f"input {name!r} holds codes {int(array.min())} to {int(array.max())}, expected {low} to {high} for "

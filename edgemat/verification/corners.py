@@ -12,6 +12,8 @@ import numpy as np
 
 from edgemat.lower.graph import Graph
 from edgemat.op import Call
+from edgemat.ops.conv import Conv, by_weight
+from edgemat.ops.linear import Linear
 from edgemat.sim.reference import operands, trace
 
 MAX_EXTREMES = 64
@@ -37,7 +39,7 @@ def rails(graph: Graph) -> list[dict[str, np.ndarray]]:
                 codes = np.where(index % 2 == 0, hi, lo)
             else:
                 codes = lo + (index * max(1, (hi - lo + 1) // max(1, tensor.size))) % (hi - lo + 1)
-            sample[name] = codes.astype(np.int64)
+            sample[name] = tensor.legal(codes)
         made.append(sample)
     return made
 
@@ -55,14 +57,18 @@ def _input_behind(graph: Graph, call: Call) -> tuple[str, list[Call]] | None:
     return name, moves
 
 
-def _driving(call: Call, weights: np.ndarray, first: int, lo: int, hi: int) -> np.ndarray:
+def _driving(call: Call, weights: np.ndarray, first: int, lo: np.ndarray, hi: np.ndarray) -> np.ndarray:
     """Codes of the call's input that maximise one output (for Conv: of the window in the middle; its group begins at
-    the input channel `first`)."""
+    the input channel `first`). `lo` and `hi` belong to the channels, one entry or one for each."""
     shape = call.x[0].sample_shape
     if call.op.name == "Linear":
         return np.broadcast_to(np.where(weights > 0, hi, lo), shape)
     rank = weights.ndim - 1
-    codes = np.full(shape, min(max(0, lo), hi))
+    lay = (-1,) + (1,) * rank
+    codes = np.broadcast_to(np.clip(0, np.minimum(lo, hi), np.maximum(lo, hi)).reshape(lay), shape).copy()
+    if lo.size > 1:
+        lo, hi = (end[first : first + weights.shape[0]] for end in (lo, hi))
+    lo, hi = lo.reshape(lay), hi.reshape(lay)
     out = call.y[0].sample_shape[1:]
     index = [np.arange(weights.shape[0]) + first]
     keep = [np.ones(weights.shape[0], bool)]
@@ -86,21 +92,25 @@ def driving_codes(call: Call, rows: int) -> list[np.ndarray]:
 
     The channel whose sum spans the proved interval's upper end and the one that spans its lower end come first.
     """
-    weights, bias = call.constants[1], call.constants.get(2)
-    lo, hi = call.x[0].lo, call.x[0].hi
-    if call.op.name == "Conv" and any(call.attrs["pads"]):
-        lo, hi = min(lo, 0), max(hi, 0)
-    flat = weights.reshape(weights.shape[0], -1)
+    assert isinstance(call.op, Linear | Conv)
+    weights, bias = call.op.aligned(call)
+    lows, highs = call.x[0].channel_intervals()
+    lo, hi = lows, highs
+    if isinstance(call.op, Conv):
+        if any(call.attrs["pads"]):
+            lo, hi = np.minimum(lo, 0), np.maximum(hi, 0)
+        lo, hi = by_weight(call, lo), by_weight(call, hi)
+    shape = (weights.shape[0], -1)
     offset = 0 if bias is None else bias
-    top = np.where(flat > 0, flat * hi, flat * lo).sum(axis=1) + offset
-    bottom = np.where(flat > 0, flat * lo, flat * hi).sum(axis=1) + offset
+    top = np.where(weights > 0, weights * hi, weights * lo).reshape(shape).sum(axis=1) + offset
+    bottom = np.where(weights > 0, weights * lo, weights * hi).reshape(shape).sum(axis=1) + offset
     order = [int(top.argmax()), int(bottom.argmin()), *np.argsort(-(top - bottom), kind="stable").tolist()]
     per = weights.shape[0] // call.attrs.get("groups", 1)
     made = []
     for row in list(dict.fromkeys(order))[:rows]:
         first = (row // per) * weights.shape[1] if call.op.name == "Conv" else 0
-        for low, high in ((call.x[0].lo, call.x[0].hi), (call.x[0].hi, call.x[0].lo)):
-            made.append(_driving(call, weights[row], first, low, high).astype(np.int64))
+        for low, high in ((lows, highs), (highs, lows)):
+            made.append(call.x[0].legal(_driving(call, weights[row], first, low, high)))
     return made
 
 
@@ -110,7 +120,7 @@ def extremes(graph: Graph) -> list[dict[str, np.ndarray]]:
     middle = {}
     for name in graph.inputs:
         t = graph.tensors[name]
-        middle[name] = np.full(t.sample_shape, min(max(0, t.lo), t.hi))
+        middle[name] = t.legal(np.full(t.sample_shape, min(max(0, t.lo), t.hi)))
     for call in graph.nodes:
         found = _input_behind(graph, call) if call.op.name in ("Linear", "Conv") else None
         if found is None:
@@ -135,12 +145,10 @@ def ties(graph: Graph, seed: int) -> tuple[list[dict[str, np.ndarray]], tuple[in
     rng = np.random.default_rng(seed)
     largest = max(t.size for t in graph.tensors.values())
     count = max(4, min(TIE_CANDIDATES, (1 << 22) // largest))
-    batch = {
-        n: rng.integers(
-            graph.tensors[n].lo, graph.tensors[n].hi, (count, *graph.tensors[n].sample_shape), np.int64, endpoint=True
-        )
-        for n in graph.inputs
-    }
+    batch = {}
+    for n in graph.inputs:
+        t = graph.tensors[n]
+        batch[n] = t.legal(rng.integers(t.lo, t.hi, (count, *t.sample_shape), np.int64, endpoint=True))
     tensors = trace(graph, batch)
     wanted: list[np.ndarray] = []
     for call in graph.nodes:

@@ -117,7 +117,7 @@ def _inputs(
         for name in graph.inputs:
             t = graph.tensors[name]
             shape = (samples or DEFAULT_SAMPLES, *t.sample_shape)
-            drawn[name] = rng.integers(t.lo, t.hi, shape, np.int64, endpoint=True)
+            drawn[name] = t.legal(rng.integers(t.lo, t.hi, shape, np.int64, endpoint=True))
     else:
         drawn = to_codes(graph, inputs, codes)
         if not codes:

@@ -75,5 +75,5 @@ def feeds(graph: CaseGraph, samples: int = 12, seed: int = 0) -> dict[str, np.nd
         rows.append(zero + np.clip(np.arange(size) - size // 2, tensor.lo - zero, tensor.hi - zero))
         while len(rows) < samples:
             rows.append(rng.integers(tensor.lo, tensor.hi, size, np.int64, endpoint=True))
-        found[name] = np.stack(rows).astype(np.int64).reshape(len(rows), *shape)
+        found[name] = tensor.legal(np.stack(rows).reshape(len(rows), *shape))
     return found

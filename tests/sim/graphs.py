@@ -126,7 +126,7 @@ def code_feeds(graph: Graph, samples: int, seed: int = 0) -> dict[str, np.ndarra
         rows.append(zero + np.clip(np.arange(size) - size // 2, tensor.lo - zero, tensor.hi - zero))
         while len(rows) < samples:
             rows.append(rng.integers(tensor.lo, tensor.hi, size, np.int64, endpoint=True))
-        found[name] = np.stack(rows).astype(np.int64).reshape(len(rows), *tensor.sample_shape)
+        found[name] = tensor.legal(np.stack(rows).reshape(len(rows), *tensor.sample_shape))
     return found
 
 

@@ -26,7 +26,7 @@ def add_bytes(body: FusedBody, call: Call, x: list[Carried]) -> Carried | None:
     if shift is None:
         return None
     folded = fold(call, call.bounds.magnitude + (offset << max(shift, 0)))
-    if folded is None or not folded.monotone or folded.operator != "Floor":
+    if folded is None or not folded.monotone or folded.operator != "Floor" or call.epilogue.format.per_channel:
         return None
     fracs = [t.format.fracs[0] for t in call.x]
     terms = []

@@ -78,7 +78,7 @@ class Folded:
         if not self.monotone:
             return Carried(body, call.y[0], coded=lambda: self.wrap(body, value))
         if self.target is not None:
-            value = body.overflow(value, self.target, self.low, self.high)
+            value = body.overflow(value, self.target, self.low, self.high, len(call.exact[0].shape))
         return Carried(body, call.y[0], unrounded=Unrounded(value, lambda clipped: self.round(body, clipped)))
 
     def wrap(self, body: Body, value: Coded) -> Coded:

@@ -9,6 +9,7 @@ import numpy as np
 
 from edgemat.body import Coded
 from edgemat.op import Call
+from edgemat.ops.conv import Conv
 from edgemat.sim.carriers import SINGLE, SINGLE_LIMIT, Carried, FusedBody
 from edgemat.sim.rewrites.epilogue import fold
 
@@ -18,8 +19,8 @@ def fold_conv(body: FusedBody, call: Call, x: list[Carried]) -> Carried | None:
     folded = fold(call, call.bounds.magnitude)
     if folded is None or x[0].tensor.magnitude >= SINGLE_LIMIT:
         return None
-    w, b = call.constant(1), call.constant(2)
-    assert w is not None
+    assert isinstance(call.op, Conv)
+    w, b = call.op.aligned(call)
     weight = w * folded.scale.reshape((-1,) + (1,) * (w.ndim - 1))
     bias = (np.zeros(w.shape[0]) if b is None else b.astype(np.float64)) * folded.scale + folded.constant
     value = body.op(

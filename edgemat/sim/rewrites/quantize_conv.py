@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from edgemat.op import Call
+from edgemat.ops.conv import Conv
 from edgemat.sim.carriers import SINGLE, Carried, FusedBody, Packed, byte_offset
 from edgemat.sim.rewrites.integer_kernel import halves, pairs_are_safe, plan_kernel
 
@@ -19,8 +20,8 @@ WORTHWHILE = 8
 def quantize_conv(body: FusedBody, call: Call, x: list[Carried]) -> Carried | None:
     """Rewrites a 2-D Conv, dense or depthwise, of bytes."""
     source, result, groups = x[0], call.y[0], call.attrs["groups"]
-    weight, bias = call.constant(1), call.constant(2)
-    assert weight is not None
+    assert isinstance(call.op, Conv)
+    weight, bias = call.op.aligned(call)
     channels = source.tensor.shape[1] or 1
     if call.epilogue is None or weight.ndim != 4 or not source.can_pack or groups not in (1, channels):
         return None

@@ -52,6 +52,9 @@ def quantize_input(body: FusedBody, call: Call, x: Coded) -> Carried | None:
             operator, half = ("Floor", 0.5) if rounding == "RND" else ("Ceil", -0.5)
             value = body.scale(body.unary(operator, scaled(1)), 0.5)
             value = body.unary(operator, body.binary("Add", value, body.number(half, value)))
+        if fmt.widths is not None:
+            lows, highs = (formats.channel_array(rail, len(tensor.shape)) for rail in fmt.channel_rails())
+            return body.minimum(body.maximum(value, body.number(lows, value)), body.number(highs, value))
         return Coded(body.op("Clip", value.value, body.const(low, SINGLE), body.const(high, SINGLE)), SINGLE)
 
     def packed() -> Packed:

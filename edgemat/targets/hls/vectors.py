@@ -24,7 +24,7 @@ def sample_vectors(network: Network) -> tuple[dict[str, np.ndarray], dict[str, n
         rng = np.random.default_rng(seed)
         drawn = rng.integers(tensor.lo, tensor.hi, (SAMPLES, *tensor.sample_shape), np.int64, endpoint=True)
         drawn[0], drawn[1] = tensor.lo, tensor.hi
-        codes[name] = drawn
+        codes[name] = tensor.legal(drawn)
     return codes, run_reference(network, codes)
 
 

@@ -22,7 +22,7 @@ def sample_codes(graph: Any) -> tuple[dict[str, np.ndarray], dict[str, np.ndarra
         rng = np.random.default_rng(seed)
         codes = rng.integers(tensor.lo, tensor.hi, (1, *tensor.sample_shape), np.int64, endpoint=True)
         codes.flat[0], codes.flat[-1] = tensor.lo, tensor.hi
-        inputs[name] = codes
+        inputs[name] = tensor.legal(codes)
     return inputs, run_reference(graph, inputs)
 
 
