@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from edgemat.errors import FormatError, LoweringError
 from edgemat.formats import Fixed
-from edgemat.nn.affine import BatchAffine, batch_statistics
+from edgemat.nn.affine import BatchAffine, batch_statistics, norm_affine
 from edgemat.nn.emission import emit, exporting
 from edgemat.nn.layer import QuantLayer, exact_arithmetic
 from edgemat.nn.quantizer import FixedQuantizer
@@ -147,7 +149,7 @@ class QuantBatchNorm(QuantLayer):
         self.bias_grid = Grid.of(Fixed(width, 0))
         self.final = False
         self.estimating = False
-        self._formats: dict[str, str] = {}
+        self._formats: dict[str, Any] = {}
 
     @property
     def uses_batch_statistics(self) -> bool:
@@ -195,6 +197,9 @@ class QuantBatchNorm(QuantLayer):
             return self.leave(emit("Affine", (x, self.scale_codes, self.bias_codes), x.shape, **self._formats))
         shape = [1, -1] + [1] * (x.dim() - 2)
         with exact_arithmetic(x):
+            y = self._fused(x)
+            if y is not None:
+                return y
             mean, var = self.statistics(x)
             source = self.source()
             observing = self.weight_quantizer.observing or (source is not None and source.observing)
@@ -209,6 +214,22 @@ class QuantBatchNorm(QuantLayer):
             carrier = self.carrier(reach + offset)
             y = torch.addcmul(b.to(carrier).view(shape), x.to(carrier), a.to(carrier).view(shape))
         return self.leave(y.float() if self.final and self.training else y)
+
+    def _fused(self, x: Tensor) -> Tensor | None:
+        """The affine of a training step with the quantiser behind it, natively; None where that is not possible."""
+        factors, quantizer = self.weight_quantizer, self.next_quantizer
+        if not (factors.takes_rows(self.weight, False) and quantizer is not None and self.quantizes_ahead):
+            return None
+        if self.estimating or self.bias is None or x.numel() == x.shape[1]:
+            return None
+        momentum = 1.0 / (float(self.num_batches_tracked) + 1.0) if self.momentum is None else float(self.momentum)
+        running = self.running_mean, self.running_var, momentum, self.eps
+        result = quantizer.grid, quantizer.exponent(), quantizer.relu
+        points = factors.frac, quantizer.frac
+        y = norm_affine(x, self.weight, self.bias, *points, running, (result, factors.grid))
+        if y is not None:
+            self.num_batches_tracked.add_(1)
+        return y
 
     def _batch_statistics(self, x: Tensor, mean: Tensor, var: Tensor) -> Tensor:
         """The affine of a training step: a rounded, b real, as its grid is far finer than the statistics' noise."""
@@ -235,3 +256,4 @@ class QuantBatchNorm(QuantLayer):
         self.register_buffer("bias_codes", torch.ldexp(b, exponents).to(torch.int32))
         b_format = Fixed(self.bias_grid.width, 0).with_frac(exponents.tolist())
         self._formats = {"a_format": str(self.weight_quantizer.format), "b_format": str(b_format)}
+        self._formats |= self.weight_quantizer.promises

@@ -30,6 +30,7 @@ from edgemat.nn.layer import Link, QuantLayer, exact_arithmetic
 from edgemat.nn.quantizer import FixedQuantizer
 from edgemat.nn.quantizers import weight_quantizer, weight_spec
 from edgemat.nn.rounding import Grid, QuantizeChannels
+from edgemat.nn.weights import folded_weight, layer_parameters
 from edgemat.recipe import WeightSpec
 
 _BIAS_LIMIT = 32
@@ -78,7 +79,7 @@ class WeightedLayer(QuantLayer):
         self.bias_grid = Grid.of(Fixed(width, 0))
         self.final = False
         self._norm = Link()
-        self._formats: dict[str, str] = {}
+        self._formats: dict[str, Any] = {}
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -122,7 +123,7 @@ class WeightedLayer(QuantLayer):
     # -- the accumulator ------------------------------------------------------------------------------------------
     def accumulator_exponents(self) -> Tensor:
         """Fractional bits of the accumulator, int32, shape ``[]`` or ``[outputs]``."""
-        return self.weight_quantizer.exponents() + self.known_source().exponent()
+        return self.weight_quantizer.exponents() + self.aligned_source().finest()
 
     def quantized(self) -> tuple[Tensor, Tensor | None]:
         """Weight and bias as deployed: values on their grids, float32 and float64."""
@@ -139,7 +140,7 @@ class WeightedLayer(QuantLayer):
     @torch.no_grad()
     def bound(self, weight: Tensor, bias: Tensor | None) -> int:
         """An upper bound of every partial sum, in LSBs of the accumulator."""
-        source = self.known_source().grid.magnitude
+        source = self.aligned_source().reach()
         fan_in = weight.numel() // self.outputs
         offset = 0
         if bias is not None:
@@ -181,8 +182,8 @@ class WeightedLayer(QuantLayer):
             weight, bias = self.folded()
             weight = self.weight_quantizer(weight)
             return self.apply_weight(x.float(), weight.float(), None if bias is None else bias.float())
-        weight, bias = self.quantized()
-        carrier = self.carrier(self.bound(weight, bias))
+        weight, bias, bound = self.deployed()
+        carrier = self.carrier(bound)
         y = self.apply_weight(
             x if x.dtype == carrier else x.to(carrier),
             weight if weight.dtype == carrier else weight.to(carrier),
@@ -191,12 +192,38 @@ class WeightedLayer(QuantLayer):
         # A loss takes float32; only the last layer's result is narrowed, and only while training.
         return y.float() if self.final and self.training else y
 
-    def _batch_statistics(self, x: Tensor, norm: BatchNorm) -> Tensor:
+    def deployed(self) -> tuple[Tensor, Tensor | None, int]:
+        """Weight and bias as deployed, and the bound of every partial sum."""
+        quantizer = self.weight_quantizer
+        if self.norm is None and quantizer.takes_rows(self.weight):
+            source = self.aligned_source()
+            grids = quantizer.grid, self.bias, self.bias_grid, source.finest()
+            found = layer_parameters(self.weight, quantizer.frac, *grids)
+            if found is not None:
+                weight, bias, most, offset = found
+                return weight, bias, int(most) * source.reach() + int(offset)
+        weight, bias = self.quantized()
+        return weight, bias, self.bound(weight, bias)
+
+    def _folded_weight(self, norm: BatchNorm) -> Tensor:
+        """The weight of a step with batch statistics: quantised as it will be deployed, at its own size."""
+        quantizer = self.weight_quantizer
+        if quantizer.observing:
+            return self.weight
+        if quantizer.takes_rows(self.weight):
+            assert norm.running_var is not None
+            found = folded_weight(
+                self.weight, quantizer.frac, quantizer.grid, (norm.weight, norm.running_var, norm.eps)
+            )
+            if found is not None:
+                return found
         with torch.no_grad():
             scale = folded_scale(norm).float()
             scale.masked_fill_(scale == 0.0, 1.0)
-        quantizer = self.weight_quantizer
-        weight = self.weight if quantizer.observing else quantizer.folded(self.weight, scale).float()
+        return quantizer.folded(self.weight, scale).float()
+
+    def _batch_statistics(self, x: Tensor, norm: BatchNorm) -> Tensor:
+        weight = self._folded_weight(norm)
         y = self.apply_weight(x.float(), weight, self.bias)
         if self.quantizes_ahead:
             assert self.next_quantizer is not None
@@ -219,7 +246,7 @@ class WeightedLayer(QuantLayer):
         weight, bias = self.quantized()
         self.carrier(self.bound(weight, bias))
         codes = self.weight_quantizer.codes(weight)
-        self._formats = {"w_format": str(self.weight_quantizer.format)}
+        self._formats = {"w_format": str(self.weight_quantizer.format), **self.weight_quantizer.promises}
         self.register_buffer("weight_codes", codes.to(torch.int32))
         if bias is not None:
             exponents = self.accumulator_exponents()

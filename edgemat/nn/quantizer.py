@@ -231,13 +231,14 @@ class FixedQuantizer(nn.Module):
         frac = self.frac if self.per_channel else self.frac.expand(scale.numel())
         return QuantizeChannels.apply(weight, frac, self.grid, frac, self.axis, self.relu, scale)
 
-    def takes_rows(self, weight: Tensor) -> bool:
-        """Whether `edgemat.nn.weights` may quantise `weight`: the common format, learned per output, in training."""
+    def takes_rows(self, weight: Tensor | None, per_channel: bool = True) -> bool:
+        """Whether native code may quantise `weight` row by row: the common format, learned points, in training."""
         return (
             type(self) is FixedQuantizer
+            and weight is not None
             and self._ready
-            and self.per_channel
-            and self.axis == 0
+            and (self.per_channel or not per_channel)
+            and (self.axis == 0 or not self.per_channel)
             and self.grid.common
             and not self.observing
             and weight.requires_grad

@@ -201,6 +201,52 @@ def open_interval(grid: Grid, exponent: int, relu: bool, double: bool) -> tuple[
     return (max(float(a), 0.0) if relu else float(a)), float(b)
 
 
+def quantize_rows(
+    x: Tensor, frac: Tensor, grid: Grid, gamma: Tensor | None = None, var: Tensor | None = None, eps: float = 0.0
+) -> tuple[Tensor, Tensor, float] | None:
+    """A weight quantised row by row in one native pass; None where eager torch must do it (and report what is wrong).
+
+    Args:
+        x: Weights, the rows on axis 0.
+        frac: Fractional bits per row.
+        grid: A common grid (`Grid.common`).
+        gamma: A factor per row before rounding, divided out afterwards; with `var` that of a batch norm.
+        var: Running variance: the factor is ``gamma / sqrt(var + eps)``, 1 where that is 0.
+        eps: Added to the variance.
+
+    Returns:
+        The values, ``2**(f + 1)`` times the factor per row (for `rows_gradients`), and the largest sum of a row's
+        absolute codes.
+    """
+    passes = native.kernel(x, frac, *(t for t in (gamma, var) if t is not None))
+    if passes is None:
+        return None
+    rows = x.shape[0]
+    y, factors = torch.empty_like(x), torch.empty(2, rows)
+    twice = factors.data_ptr()
+    places = y.data_ptr(), twice, twice + 4 * rows, x.data_ptr(), frac.data_ptr()
+    folded = (None if gamma is None else gamma.data_ptr(), None if var is None else var.data_ptr(), eps)
+    sizes = rows, x.numel() // max(rows, 1), grid.low, grid.high, torch.get_num_threads()
+    most = passes.edgemat_quantize_rows(*places, *folded, *sizes)
+    return None if most < 0 else (y, factors[0], most)
+
+
+def rows_gradients(g: Tensor, x: Tensor, y: Tensor, twice: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
+    """Gradients of x and frac of `quantize_rows`."""
+    g = g.contiguous()
+    passes = None if torch.is_grad_enabled() else native.kernel(g, x, y)
+    rows = x.shape[0]
+    if passes is None:
+        rounded = round_doubled_(x.detach() * twice.view(-1, *[1] * (x.dim() - 1)), grid.rounding)
+        inside = torch.ops.aten.hardtanh_backward(g, rounded, grid.low - 0.5, grid.high + 0.5)
+        return inside, LN2 * (inside * x - g * y).reshape(rows, -1).sum(1)
+    inside, df = torch.empty_like(x), torch.empty(rows)
+    pointers = (t.data_ptr() for t in (inside, df, g, x, y, twice))
+    sizes = rows, x.numel() // max(rows, 1), grid.low, grid.high, torch.get_num_threads()
+    passes.edgemat_quantize_rows_backward(*pointers, *sizes)
+    return inside, df
+
+
 class QuantizeTensor(torch.autograd.Function):
     """One binary point for the whole tensor: ``v`` from `x` and the learned `frac`."""
 
@@ -262,18 +308,12 @@ class QuantizeChannels(torch.autograd.Function):
     ) -> Tensor:
         ctx.setting = grid, axis, relu
         plain = grid.common and not relu and axis == 0 and all(ctx.needs_input_grad[:2])
-        passes = native.kernel(x) if plain else None
-        if passes is not None:
-            double, step = channel_factors(points, x, axis, scale)
-            y = torch.empty_like(x)
-            pointers = (t.data_ptr() for t in (y, x, double, step))
-            rows = x.shape[0]
-            size = x.numel() // max(rows, 1)
-            passes.edgemat_quantize_rows(*pointers, rows, size, grid.low, grid.high, torch.get_num_threads())
-            ctx.single = True
+        found = quantize_rows(x, points, grid, scale) if plain else None
+        ctx.single = found is not None
+        if found is not None:
+            y, double, _ = found
             ctx.save_for_backward(x, y, double)
             return y
-        ctx.single = False
         work = x if x.dtype == torch.float64 or grid.carrier == torch.float32 else x.double()
         double, step = channel_factors(points, work, axis, scale)
         if relu:
@@ -298,16 +338,8 @@ class QuantizeChannels(torch.autograd.Function):
         g = grads[0]
         saved = ctx.saved_tensors
         if ctx.single:
-            x, y, double = saved
-            g = g.to(x.dtype).contiguous()
-            passes = None if torch.is_grad_enabled() else native.kernel(g, x, y)
-            if passes is not None:
-                inside, df = torch.empty_like(x), torch.empty(x.shape[0])
-                pointers = (t.data_ptr() for t in (inside, df, g, x, y, double))
-                sizes = x.shape[0], x.numel() // max(x.shape[0], 1)
-                passes.edgemat_quantize_rows_backward(*pointers, *sizes, grid.low, grid.high, torch.get_num_threads())
-                return inside, df, None, None, None, None, None
-            saved = (round_doubled_(x.detach() * double, grid.rounding), x, y)
+            x, y, twice = saved
+            return *rows_gradients(g.to(x.dtype), x, y, twice, grid), None, None, None, None, None
         inside = g
         if saved and grid.overflow != "WRAP":
             inside = torch.ops.aten.hardtanh_backward(g.to(saved[0].dtype), saved[0], grid.low - 0.5, grid.high + 0.5)

@@ -1,6 +1,6 @@
 """Optional native passes for training: one pass over the data where eager torch needs several.
 
-`quantize.c` is compiled once with the machine's GCC into the user's cache folder and runs on torch's own OpenMP
+The C files here are compiled once with the machine's GCC into the user's cache folder and runs on torch's own OpenMP
 threads. Where there is no GCC, no GNU OpenMP in the process, or ``EDGEMAT_NATIVE=0``, `kernel` gives None and the
 layers use eager torch. Forward values have the same bits either way.
 """
@@ -21,7 +21,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-_SOURCE = Path(__file__).with_name("quantize.c")
+_FLOAT, _PLAIN, _tracing = torch.float32, (Tensor, torch.nn.Parameter), torch.compiler.is_compiling
+_SOURCES = tuple(Path(__file__).with_name(name) for name in ("quantize.c", "norm.c", "passes.h"))
 _FLAGS = ("-std=c99", "-O3", "-march=native", "-fPIC", "-fopenmp", "-ffp-contract=off", "-fno-math-errno")
 _FLAGS += ("-fno-trapping-math",)
 _SECONDS = 60
@@ -31,9 +32,13 @@ _SIGNATURES: dict[str, tuple[type | None, list[type]]] = {
     "edgemat_quantize_backward": (_D, [_P, _P, _P, _P, _N, _F, _F, _I]),
     "edgemat_affine": (None, [_P, _P, _P, _P, _N, _N, _N, _F, _F, _F, _I]),
     "edgemat_statistics": (None, [_P] * 5 + [_N, _N, _N, _D, _I]),
-    "edgemat_norm": (None, [_P] * 8 + [_N, _N, _N, _D, _D, _F, _F, _F, _I]),
-    "edgemat_norm_backward": (_D, [_P] * 10 + [_N, _N, _N, _F, _F, _I]),
-    "edgemat_quantize_rows": (None, [_P, _P, _P, _P, _N, _N, _F, _F, _I]),
+    "edgemat_affine_backward": (_D, [_P] * 10 + [_N, _N, _N, _F, _F, _I]),
+    "edgemat_norm": (None, [_P] * 8 + [_N, _N, _N, _D, _D, _F, _F, _F, _F, _I]),
+    "edgemat_norm_backward": (_D, [_P] * 12 + [_N, _N, _N, _F, _F, _I]),
+    "edgemat_norm_affine": (_I, [_P] * 11 + [_N] * 4 + [_D] + [_F] * 7 + [_I]),
+    "edgemat_norm_affine_backward": (_D, [_P] * 13 + [_N] * 4 + [_F] * 4 + [_I]),
+    "edgemat_quantize_rows": (_D, [_P] * 7 + [_D, _N, _N, _F, _F, _I]),
+    "edgemat_quantize_bias": (_D, [_P] * 3 + [_N] * 3 + [_D, _D]),
     "edgemat_quantize_rows_backward": (None, [_P] * 6 + [_N, _N, _F, _F, _I]),
 }
 
@@ -41,14 +46,9 @@ _SIGNATURES: dict[str, tuple[type | None, list[type]]] = {
 def kernel(*tensors: Tensor) -> ctypes.CDLL | None:
     """The native passes if they can run on all of `tensors`: contiguous float32 in main memory, not being traced."""
     for x in tensors:
-        if (
-            x.dtype != torch.float32
-            or x.device.type != "cpu"
-            or type(x) not in (Tensor, torch.nn.Parameter)
-            or not x.is_contiguous()
-        ):
+        if x.dtype is not _FLOAT or not x.is_cpu or type(x) not in _PLAIN or not x.is_contiguous():
             return None
-    return None if torch.compiler.is_compiling() else load()
+    return None if _tracing() else load()
 
 
 @functools.cache
@@ -71,19 +71,19 @@ def _built() -> Path:
     compiler = shutil.which("gcc") or shutil.which("cc")
     if compiler is None:
         raise FileNotFoundError("no gcc was found, expected one on the path; install gcc for faster training")
-    key = hashlib.sha256(_SOURCE.read_bytes())
+    key = hashlib.sha256(b"".join(source.read_bytes() for source in _SOURCES))
     key.update(" ".join((*_FLAGS, platform.machine(), os.path.realpath(compiler), _processor())).encode())
-    target = _cache_folder() / f"quantize-{key.hexdigest()[:20]}.so"
+    target = _cache_folder() / f"passes-{key.hexdigest()[:20]}.so"
     if target.exists():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         # Linked without -fopenmp: the runtime is the one torch has loaded, so that threads are shared with it.
-        compiled, linked = Path(folder) / "quantize.o", Path(folder) / "quantize.so"
-        for command in (
-            [compiler, *_FLAGS, "-c", str(_SOURCE), "-o", str(compiled)],
-            [compiler, "-shared", str(compiled), "-o", str(linked), "-lm"],
-        ):
+        sources = [source for source in _SOURCES if source.suffix == ".c"]
+        objects = [str(Path(folder) / f"{source.stem}.o") for source in sources]
+        linked = Path(folder) / "passes.so"
+        compiling = [[compiler, *_FLAGS, "-c", str(s), "-o", o] for s, o in zip(sources, objects, strict=True)]
+        for command in (*compiling, [compiler, "-shared", *objects, "-o", str(linked), "-lm"]):
             subprocess.run(command, check=True, capture_output=True, timeout=_SECONDS)
         os.replace(linked, target)
     return target

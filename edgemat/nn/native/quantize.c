@@ -1,28 +1,10 @@
-/* Single passes over float32 tensors for training: rounding half up and saturating, and the gradients of
- * both.
- *
- * Every value is computed with the operations of the eager path in `rounding.py` and `affine.py`, in their
- * order and without contraction, so values are equal to the bit; sums are taken in another order, in blocks
- * and then in double. Threads are those of the OpenMP runtime that torch has loaded. */
+/* Rounding half up and saturating, and its gradients, in single passes over float32 tensors. */
 
-#include <math.h>
-#include <stdint.h>
-
-#define BLOCK 1024
-#define SMALL 32768
+#include "passes.h"
 
 /* The modes of rounding: half up of a doubled value, half up by adding just below one half, floor of a
  * shifted one. */
 enum { DOUBLED = 0, BELOW_HALF = 1, SHIFTED = 2 };
-
-static inline float clamped(float v, float low, float high) {
-    v = v < low ? low : v;
-    return v > high ? high : v;
-}
-
-static inline float masked(float g, float z, float low, float high) {
-    return (z <= low || z >= high) ? 0.0f : g;
-}
 
 /* y = clamp(round(x * scale)) * step; x and y may be the same. */
 void edgemat_quantize(float* y, const float* x, int64_t n, float scale, float step, float low, float high,
@@ -33,8 +15,7 @@ void edgemat_quantize(float* y, const float* x, int64_t n, float scale, float st
         if (mode == DOUBLED) {
             const float twice = scale * 2.0f;
 #pragma omp simd
-            for (int64_t i = start; i < end; i++)
-                y[i] = clamped(ceilf(floorf(x[i] * twice) * 0.5f), low, high) * step;
+            for (int64_t i = start; i < end; i++) y[i] = clamped(half_up(x[i] * twice), low, high) * step;
         } else if (mode == BELOW_HALF) {
 #pragma omp simd
             for (int64_t i = start; i < end; i++)
@@ -65,141 +46,73 @@ double edgemat_quantize_backward(float* dx, const float* g, const float* x, cons
     return total;
 }
 
-/* a * x + b, rounded once where torch's batch norm does so. */
-static inline float transformed(float x, float a, float b) {
-#ifdef __FP_FAST_FMAF
-    return fmaf(x, a, b);
-#else
-    return x * a + b;
-#endif
-}
-
-/* y = clamp(floor(a * x + b)) * step of [batch, channels, size]. */
-void edgemat_affine(float* y, const float* x, const float* a, const float* b, int64_t batch, int64_t channels,
-                    int64_t size, float step, float low, float high, int threads) {
-    const int64_t rows = batch * channels;
-#pragma omp parallel for num_threads(threads) if (rows * size > SMALL) schedule(static)
+/* Scale and step of every row: twice = 2**(f + 1) * scale and step = 2**-f / scale, f rounded half to even.
+ * The scale is 1, or gamma where var is NULL, or that of a batch norm to be folded in: gamma / sqrt(var +
+ * eps), 1 where it is 0. Returns whether every f is in range. */
+static int row_factors(float* twice, float* step, const float* frac, const float* gamma, const float* var,
+                       double eps, int64_t rows) {
     for (int64_t row = 0; row < rows; row++) {
-        const float ac = a[row % channels], bc = b[row % channels];
-        const float* from = x + row * size;
-        float* to = y + row * size;
-#pragma omp simd
-        for (int64_t i = 0; i < size; i++)
-            to[i] = clamped(floorf(transformed(from[i], ac, bc)), low, high) * step;
-    }
-}
-
-/* Sum of squared differences from the mean of one channel of [batch, channels, size]. */
-static double squares(const float* x, double mean, int64_t c, int64_t batch, int64_t channels, int64_t size) {
-    double total = 0.0;
-    for (int64_t n = 0; n < batch; n++) {
-        const float* from = x + (n * channels + c) * size;
-        double sum = 0.0;
-#pragma omp simd reduction(+ : sum)
-        for (int64_t i = 0; i < size; i++) sum += (from[i] - mean) * (from[i] - mean);
-        total += sum;
-    }
-    return total;
-}
-
-/* The running value after a batch whose statistics weigh `momentum`. */
-static inline float moved(float running, double momentum, double seen) {
-    return (float)(momentum * seen + (1.0 - momentum) * running);
-}
-
-/* Biased variance per channel of [batch, channels, size] about the mean; moves the running statistics. */
-void edgemat_statistics(float* var, float* running_mean, float* running_var, const float* x,
-                        const float* mean, int64_t batch, int64_t channels, int64_t size, double momentum,
-                        int threads) {
-    const double count = (double)batch * (double)size;
-#pragma omp parallel for num_threads(threads) if (batch * channels * size > SMALL) schedule(static)
-    for (int64_t c = 0; c < channels; c++) {
-        const double sum = squares(x, mean[c], c, batch, channels, size);
-        running_mean[c] = moved(running_mean[c], momentum, mean[c]);
-        running_var[c] = moved(running_var[c], momentum, sum / (count - 1.0));
-        var[c] = (float)(sum / count);
-    }
-}
-
-/* y = clamp(floor(gamma * (x - mean) * invstd + beta)) * step of [batch, channels, size], the statistics
- * being those of the batch; writes invstd and moves the running statistics. */
-void edgemat_norm(float* y, float* invstd, float* running_mean, float* running_var, const float* x,
-                  const float* mean, const float* gamma, const float* beta, int64_t batch, int64_t channels,
-                  int64_t size, double momentum, double eps, float step, float low, float high, int threads) {
-    const double count = (double)batch * (double)size;
-#pragma omp parallel for num_threads(threads) if (batch * channels * size > SMALL) schedule(static)
-    for (int64_t c = 0; c < channels; c++) {
-        const double sum = squares(x, mean[c], c, batch, channels, size);
-        running_mean[c] = moved(running_mean[c], momentum, mean[c]);
-        running_var[c] = moved(running_var[c], momentum, sum / (count - 1.0));
-        invstd[c] = (float)(1.0 / sqrt(sum / count + eps));
-        const float a = invstd[c] * gamma[c], shift = mean[c] * a, b = beta[c] - shift;
-        for (int64_t n = 0; n < batch; n++) {
-            const float* from = x + (n * channels + c) * size;
-            float* to = y + (n * channels + c) * size;
-#pragma omp simd
-            for (int64_t i = 0; i < size; i++)
-                to[i] = clamped(floorf(transformed(from[i], a, b)), low, high) * step;
+        const float f = rintf(frac[row]);
+        if (!(fabsf(f) <= EXPONENT_LIMIT)) return 0;
+        twice[row] = ldexpf(1.0f, (int)f + 1);
+        step[row] = ldexpf(1.0f, -(int)f);
+        if (!var && !gamma) continue;
+        float scale = gamma ? gamma[row] : 1.0f;
+        if (var) {
+            const double invstd = 1.0 / sqrt((double)var[row] + eps);
+            scale = (float)(gamma ? invstd * (double)gamma[row] : invstd);
+            if (scale == 0.0f) scale = 1.0f;
         }
+        twice[row] *= scale;
+        step[row] /= scale;
     }
+    return 1;
 }
 
-/* Gradients of a quantised training batch norm of [batch, channels, size], z = a * x + b, a = gamma * invstd.
- * Writes dx, dgamma, dbeta; the return value is sum(g * y). */
-double edgemat_norm_backward(float* dx, float* dgamma, float* dbeta, const float* g, const float* x,
-                             const float* y, const float* a, const float* b, const float* mean,
-                             const float* invstd, int64_t batch, int64_t channels, int64_t size, float low,
-                             float high, int threads) {
-    double total = 0.0;
-    const double count = (double)batch * (double)size;
-#pragma omp parallel for num_threads(threads) if (batch * channels * size > SMALL) schedule(static) \
-    reduction(+ : total)
-    for (int64_t c = 0; c < channels; c++) {
-        const float ac = a[c], bc = b[c], mc = mean[c];
-        double plain = 0.0, centred = 0.0;
-        for (int64_t n = 0; n < batch; n++) {
-            const int64_t row = (n * channels + c) * size;
-            for (int64_t start = 0; start < size; start += BLOCK) {
-                const int64_t end = start + BLOCK < size ? start + BLOCK : size;
-                float sum = 0.0f, product = 0.0f, values = 0.0f;
-#pragma omp simd reduction(+ : sum, product, values)
-                for (int64_t i = row + start; i < row + end; i++) {
-                    const float inside = masked(g[i], x[i] * ac + bc, low, high);
-                    sum += inside;
-                    product += inside * (x[i] - mc);
-                    values += g[i] * y[i];
-                }
-                plain += sum;
-                centred += product;
-                total += values;
-            }
-        }
-        dgamma[c] = (float)(centred * invstd[c]);
-        dbeta[c] = (float)plain;
-        const float slope = (float)(centred * invstd[c] * invstd[c] / count), offset = (float)(plain / count);
-        for (int64_t n = 0; n < batch; n++) {
-            const int64_t row = (n * channels + c) * size;
-#pragma omp simd
-            for (int64_t i = row; i < row + size; i++) {
-                const float inside = masked(g[i], x[i] * ac + bc, low, high);
-                dx[i] = (inside - offset - (x[i] - mc) * slope) * ac;
-            }
-        }
-    }
-    return total;
-}
-
-/* y = clamp(round(x * twice / 2)) * step per row of [rows, size]. */
-void edgemat_quantize_rows(float* y, const float* x, const float* twice, const float* step, int64_t rows,
-                           int64_t size, float low, float high, int threads) {
-#pragma omp parallel for num_threads(threads) if (rows * size > SMALL) schedule(static)
+/* y = clamp(round(x * 2**f * scale)) * 2**-f / scale per row of [rows, size]; writes `twice` and `step`.
+ * Returns the largest sum of a row's absolute codes, or -1 where a binary point is out of range. */
+double edgemat_quantize_rows(float* y, float* twice, float* step, const float* x, const float* frac,
+                             const float* gamma, const float* var, double eps, int64_t rows, int64_t size,
+                             float low, float high, int threads) {
+    if (!row_factors(twice, step, frac, gamma, var, eps, rows)) return -1.0;
+    double most = 0.0;
+#pragma omp parallel for num_threads(threads) if (rows * size > SMALL) schedule(static) reduction(max : most)
     for (int64_t row = 0; row < rows; row++) {
         const float t = twice[row], s = step[row];
         const float* from = x + row * size;
         float* to = y + row * size;
-#pragma omp simd
-        for (int64_t i = 0; i < size; i++) to[i] = clamped(ceilf(floorf(from[i] * t) * 0.5f), low, high) * s;
+        double total = 0.0;
+        for (int64_t start = 0; start < size; start += BLOCK) {
+            const int64_t end = start + BLOCK < size ? start + BLOCK : size;
+            double sum = 0.0;
+#pragma omp simd reduction(+ : sum)
+            for (int64_t i = start; i < end; i++) {
+                const float code = clamped(half_up(from[i] * t), low, high);
+                sum += fabsf(code);
+                to[i] = code * s;
+            }
+            total += sum;
+        }
+        most = total > most ? total : most;
     }
+    return most;
+}
+
+/* Biases on the grid 2**-(f + shift): the values, in double, and the largest absolute code; -1 where a binary
+ * point is out of range or a bias is no number. `steps` binary points: one for each bias, or one for all. */
+double edgemat_quantize_bias(double* y, const float* bias, const float* frac, int64_t steps, int64_t n,
+                             int64_t shift, double low, double high) {
+    double most = 0.0;
+    for (int64_t i = 0; i < n; i++) {
+        const int64_t f = (int64_t)rintf(frac[steps == 1 ? 0 : i]) + shift;
+        if (f > EXPONENT_LIMIT || f < -EXPONENT_LIMIT) return -1.0;
+        double code = ceil(floor((double)bias[i] * ldexp(1.0, (int)f + 1)) * 0.5);
+        if (!(fabs(code) <= 0x1p1000)) return -1.0;
+        code = code < low ? low : code > high ? high : code;
+        most = fabs(code) > most ? fabs(code) : most;
+        y[i] = code * ldexp(1.0, (int)-f);
+    }
+    return most;
 }
 
 /* dx = g where x rounds into low..high, else 0; df[row] = ln2 * sum(dx * x - g * y) per row. */
@@ -215,13 +128,13 @@ void edgemat_quantize_rows_backward(float* dx, float* df, const float* g, const 
             float sum = 0.0f;
 #pragma omp simd reduction(+ : sum)
             for (int64_t i = row * size + start; i < row * size + end; i++) {
-                const float rounded = ceilf(floorf(x[i] * t) * 0.5f);
+                const float rounded = half_up(x[i] * t);
                 const float inside = masked(g[i], rounded, low - 0.5f, high + 0.5f);
                 dx[i] = inside;
                 sum += inside * x[i] - g[i] * y[i];
             }
             total += sum;
         }
-        df[row] = (float)(total * 0x1.62e42fefa39efp-1);
+        df[row] = (float)(total * LN2);
     }
 }
