@@ -2,8 +2,8 @@
 
 The *canonical signed digits* of an integer are the one sum of signed powers of two in which no two neighbouring powers
 occur. No other such sum has fewer terms (Reitwiesner, 1960), so their number decides whether a weight is K-hot. With
-``h = n >> 1`` and ``t = n + h`` (which is ``3n >> 1``) the positive digits of ``n >= 0`` are the bits of ``t & ~h``, the
-negative ones those of ``h & ~t``.
+``h = n >> 1`` and ``t = n + h`` (which is ``3n >> 1``) the positive digits of ``n >= 0`` are the bits of ``t & ~h``,
+the negative ones those of ``h & ~t``.
 
 A *projection* replaces rounding: a real number becomes one of the sorted integers ``m[0] < m[1] < ...`` within a
 format's rails that have at most K digits. Each rounding mode generalises to the two neighbours ``a < x < b``:
@@ -87,8 +87,8 @@ def signed_digits(codes: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray
     if (positive | negative).any():
         worst = int(np.asarray(codes).reshape(-1)[int((positive | negative).reshape(-1).argmax())])
         raise FormatError(
-            f"the code {worst} is a sum of {int(digit_count(np.asarray(worst)))} signed powers of two, expected at most "
-            f"{count}; train it with khot={count}"
+            f"the code {worst} is a sum of {int(digit_count(np.asarray(worst)))} signed powers of two, expected at "
+            f"most {count}; train it with khot={count}"
         )
     return signs, shifts
 

@@ -21,7 +21,8 @@ VERSION_KEY = "edgemat_format_version"
 
 def function_of(call: Call) -> ir.Function:
     """The model-local function of a call, its overload derived from its content."""
-    names = [*call.op.attributes, *(("requantize",) if call.op.has_epilogue else ())]
+    names = [key for key, attr in call.op.attributes.items() if not attr.late or call.attrs[key] not in (None, "")]
+    names += ["requantize"] if call.op.has_epilogue else []
     return call.op.body(call).function(call.op.name, (*names, "x_formats", "y_formats", "y_ranges"))
 
 

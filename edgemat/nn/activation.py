@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -128,14 +130,14 @@ class QuantPReLU(QuantLayer):
             self.register_buffer("weight", slopes, persistent=False)
         label = f"a {type(self).__name__}"
         self.weight_quantizer = weight_quantizer(spec, (num_parameters,), None, 0, label)
-        self._slope_format = ""
+        self._formats: dict[str, Any] = {}
 
     def forward(self, x: Tensor) -> Tensor:
         """Applies the slopes along axis 1; any shape."""
         x = self.enter(x)
         if exporting():
             self.check_frozen()
-            return self.leave(emit("PRelu", (x, self.slope_codes), x.shape, slope_format=self._slope_format))
+            return self.leave(emit("PRelu", (x, self.slope_codes), x.shape, **self._formats))
         slope: Tensor = self.weight_quantizer(self.weight)
         source = self.source()
         with exact_arithmetic(x):
@@ -155,7 +157,7 @@ class QuantPReLU(QuantLayer):
         self.weight_quantizer._check_ready()
         slope = self.weight_quantizer(self.weight)
         self.register_buffer("slope_codes", self.weight_quantizer.codes(slope).to(torch.int32))
-        self._slope_format = str(self.weight_quantizer.format)
+        self._formats = {"slope_format": str(self.weight_quantizer.format), **self.weight_quantizer.promises}
 
     def extra_repr(self) -> str:
         """Number of slopes, for printing."""

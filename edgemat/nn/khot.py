@@ -111,8 +111,8 @@ class ProjectChannels(torch.autograd.Function):
         df = None
         if ctx.needs_input_grad[1]:
             df = LN2 * ((inside * x) - g * y.to(x.dtype))
-            channels = double.numel()
-            df = df.sum().view(1) if channels == 1 else df.sum([d for d in range(x.dim()) if d != axis % x.dim()])
+            axes = [d for d in range(x.dim()) if d != axis % x.dim()]
+            df = df.sum().view(1) if double.numel() == 1 else df.sum(axes) if axes else df
         return inside, df, None, None, None
 
 
@@ -197,5 +197,3 @@ class KHotQuantizer(FixedQuantizer):
     def extra_repr(self) -> str:
         """The format, for printing."""
         return f"{super().extra_repr()}, khot={self.khot}"
-
-

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from edgemat.errors import FormatError
 from edgemat.formats import Fixed
 from edgemat.nn.bipolar import BipolarQuantizer
+from edgemat.nn.khot import KHotQuantizer
 from edgemat.nn.learned_activation import LearnedActivationQuantizer
 from edgemat.nn.learned_width import LearnedWidthQuantizer
 from edgemat.nn.quantizer import FixedQuantizer, check_points
@@ -41,6 +42,10 @@ def weight_quantizer(
     if spec.format.bipolar:
         _check_bipolar(spec, label)
         return BipolarQuantizer(role="weights")
+    if spec.khot is not None:
+        _check_khot(spec, label)
+        learned = spec.groups == "channel" and spec.format.int_bits is None
+        return KHotQuantizer(spec.format, spec.khot, channels=outputs if learned else None, axis=axis)
     if spec.learn_width or (spec.groups not in ("tensor", "channel") and spec.format.int_bits is None):
         return LearnedWidthQuantizer(spec.format, shape, outputs, axis, spec.groups)
     learned = spec.groups == "channel" and spec.format.int_bits is None
@@ -78,4 +83,20 @@ def _check_bipolar(spec: WeightSpec, label: str) -> None:
             raise FormatError(
                 f"{label} has bipolar weights and {found}, expected one of the two; a rule for this layer can state "
                 "another format of its weights, or leave the other setting out"
+            )
+
+
+def _check_khot(spec: WeightSpec, label: str) -> None:
+    """Refuses what sums of few powers of two cannot be combined with."""
+    grouped = spec.groups not in ("tensor", "channel") and spec.format.int_bits is None
+    for found, wrong in (
+        ("a learned width", spec.learn_width),
+        ("a binary point per weight or group of inputs", grouped),
+        ("a bound on its accumulator", spec.accumulator is not None),
+        ("points from statistics", spec.points != "learned"),
+    ):
+        if wrong:
+            raise FormatError(
+                f"{label} has khot={spec.khot} and {found}, expected one of the two; leave the other setting out, or state "
+                "both in rules for different layers"
             )

@@ -11,6 +11,7 @@ from edgemat.ops.accumulation import emit_bias, sum_bounds
 from edgemat.ops.bit_operations import channel_bits, constant_bits
 from edgemat.ops.cases import constant, random_codes, tensor
 from edgemat.ops.linear import check_bias_grid, check_weights, weight_fracs
+from edgemat.ops.shift_add import KHOT_ATTRIBUTE, digit_params, without_multiplies
 
 
 class Affine(Op):
@@ -19,7 +20,7 @@ class Affine(Op):
     name = "Affine"
     stem = "affine"
     arity = (3, 3)
-    attributes = {"w_format": Attr(str), "b_format": Attr(str, "", optional=True)}
+    attributes = {"w_format": Attr(str), "b_format": Attr(str, "", optional=True), **KHOT_ATTRIBUTE}
     has_epilogue = True
     keeps_channels = True
 
@@ -62,14 +63,14 @@ class Affine(Op):
 
     def native(self, call: Call) -> Native:
         a, b = self._operands(call)
-        return Native({"size": call.x[0].size, "channels": a.size}, {"scale": a, "bias": b})
+        return Native({"size": call.x[0].size, "channels": a.size, **digit_params(call)}, {"scale": a, "bias": b})
 
     def cost(self, call: Call) -> Cost:
         a, _ = self._operands(call)
         bits = a.size * (call.format_attr("w_format").width + 32)
         places = call.x[0].size // a.size
         ebops = places * int((constant_bits(a) * channel_bits(call.x[0])).sum())
-        return Cost(call.x[0].size, call.x[0].size, bits, ebops)
+        return without_multiplies(call, Cost(call.x[0].size, call.x[0].size, bits, ebops), a, places)
 
     def cases(self) -> list[Call]:
         made = []

@@ -12,7 +12,7 @@ import math
 import numpy as np
 
 from edgemat.body import Body, Coded
-from edgemat.formats import accumulator, uniform
+from edgemat.formats import Fixed, accumulator, uniform
 from edgemat.op import MAX_ELEMENTS, Attr, Bounds, Call, Cost, Native, Op, Result
 from edgemat.ops.accumulation import (
     emit_bias,
@@ -26,7 +26,9 @@ from edgemat.ops.accumulation import (
 )
 from edgemat.ops.bit_operations import channel_bits, constant_bits
 from edgemat.ops.cases import constant, random_codes, tensor
-from edgemat.ops.linear import check_bias_grid, check_weights, shift_limit, weight_fracs
+from edgemat.ops.linear import check_bias_grid, check_weights, shift_limit, sign_params, weight_fracs
+from edgemat.ops.shift_add import KHOT_ATTRIBUTE, digit_params, without_multiplies
+from edgemat.ops.stated_accumulator import ACCUMULATOR, prove
 
 
 def plane(values: tuple[int, ...], missing: int) -> tuple[int, int]:
@@ -103,6 +105,8 @@ class Conv(Op):
         "pads": Attr(tuple),
         "dilations": Attr(tuple),
         "groups": Attr(int, 1),
+        **KHOT_ATTRIBUTE,
+        **ACCUMULATOR,
     }
     has_epilogue = True
     keeps_channels = True
@@ -114,6 +118,10 @@ class Conv(Op):
         assert w is not None
         shifts = input_shifts(call, shift_limit(w))
         return None if shifts is None else by_weight(call, shifts)
+
+    def aligned(self, call: Call) -> tuple[np.ndarray, np.ndarray | None]:
+        """Weights and bias that multiply input codes as they are: on the grid of the finest input channel."""
+        return self._weights(call)
 
     def _weights(self, call: Call) -> tuple[np.ndarray, np.ndarray | None]:
         """Weights on the grid of the finest input channel, and the bias."""
@@ -135,12 +143,12 @@ class Conv(Op):
         w, b = self._weights(call)
         flat = w.reshape(w.shape[0], -1)
         if call.x[0].format.widths is None:
-            return sum_bounds(flat, *self._input_range(call), b)
+            return prove(call, sum_bounds(flat, *self._input_range(call), b), self._fracs(call))
         padded = any(call.attrs["pads"])
         lows, highs = call.x[0].channel_intervals()
         lows, highs = (np.minimum(lows, 0), np.maximum(highs, 0)) if padded else (lows, highs)
         ends = (np.broadcast_to(by_weight(call, e), w.shape).reshape(flat.shape) for e in (lows, highs))
-        return sum_bounds(flat, *ends, b)
+        return prove(call, sum_bounds(flat, *ends, b), self._fracs(call))
 
     def infer(self, call: Call) -> tuple[Result, ...]:
         x, (w, _) = call.x[0], self._weights(call)
@@ -233,6 +241,8 @@ class Conv(Op):
             "dilation_w": dilation_w,
             "groups": call.attrs["groups"],
             "has_bias": int(b is not None),
+            **sign_params(call, w),
+            **digit_params(call),
         }
         weight = np.ascontiguousarray(np.moveaxis(w if w.ndim == 4 else w[:, :, None, :], 1, -1))
         return Native(params, {"weight": weight} if b is None else {"weight": weight, "bias": b})
@@ -243,7 +253,8 @@ class Conv(Op):
         work = w.size * places
         bits = w.size * call.format_attr("w_format").width + (0 if b is None else 32 * b.size)
         operand = by_weight(call, channel_bits(call.x[0]))
-        return Cost(work, work, bits, places * int((constant_bits(w) * operand).sum()))
+        ebops = places * int((constant_bits(w) * operand).sum())
+        return without_multiplies(call, Cost(0 if sign_params(call, w) else work, work, bits, ebops), w, places)
 
     def cases(self) -> list[Call]:
         made = []
@@ -309,4 +320,21 @@ class Conv(Op):
                     x = tensor(x_fmt, (None, 4, *(5, 4)[: len(kernel)]))
                     name = f"inputs_{groups}_{x_fmt}_{requantize}_{pad}"
                     made.append(Call(self, name, [x, w[0], b[0]], attrs, {1: w[1], 2: b[1]}))
+        for index, (x_fmt, groups, stated) in enumerate((("ufixed<4,4>", 1, 14), ("fixed<4,1>", 4, 12))):
+            w_fmt = "fixed<5,[4,2,1,4]>"
+            w = constant(w_fmt, random_codes("fixed<5,0>", (4, 4 // groups, 3, 3), 20 + index))
+            frac = Fixed.parse(w_fmt).fracs
+            points = [stated - (f + Fixed.parse(x_fmt).fracs[0]) for f in frac]
+            b = constant("fixed<8,8>", random_codes("fixed<8,0>", (4,), 30 + index), "b")
+            attrs = {
+                "w_format": w_fmt,
+                "strides": (1, 1),
+                "pads": (1, 1, 1, 1),
+                "dilations": (1, 1),
+                "groups": groups,
+                "accumulator": str(Fixed(stated, tuple(points))),
+                "requantize": "fixed<6,5>",
+            }
+            x = tensor(x_fmt, (None, 4, 4, 4))
+            made.append(Call(self, f"stated_{groups}", [x, w[0], b[0]], attrs, {1: w[1], 2: b[1]}))
         return made

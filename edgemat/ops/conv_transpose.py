@@ -22,6 +22,7 @@ from edgemat.ops.bit_operations import channel_bits, constant_bits
 from edgemat.ops.cases import constant, random_codes, tensor
 from edgemat.ops.conv import check_geometry, plane, window_params
 from edgemat.ops.linear import by_output, check_bias_grid, check_weights, shift_limit, weight_fracs
+from edgemat.ops.shift_add import KHOT_ATTRIBUTE, digit_params, without_multiplies
 
 
 class ConvTranspose(Op):
@@ -38,6 +39,7 @@ class ConvTranspose(Op):
         "dilations": Attr(tuple),
         "output_padding": Attr(tuple),
         "groups": Attr(int, 1),
+        **KHOT_ATTRIBUTE,
     }
     has_epilogue = True
     keeps_channels = True
@@ -49,6 +51,10 @@ class ConvTranspose(Op):
         assert w is not None
         shifts = input_shifts(call, shift_limit(w)) if w.shape[0] == call.x[0].shape[1] else None
         return None if shifts is None else shifts.reshape((-1,) + (1,) * (w.ndim - 1))
+
+    def aligned(self, call: Call) -> tuple[np.ndarray, np.ndarray | None]:
+        """Weights and bias that multiply input codes as they are: on the grid of the finest input channel."""
+        return self._weights(call)
 
     def _weights(self, call: Call) -> tuple[np.ndarray, np.ndarray | None]:
         """Weights on the grid of the finest input channel, and the bias."""
@@ -153,7 +159,7 @@ class ConvTranspose(Op):
         params = window_params(call, w.shape[2:])
         dilation_h, dilation_w = plane(call.attrs["dilations"], 1)
         params |= {"out_c": w.shape[0], "dilation_h": dilation_h, "dilation_w": dilation_w}
-        params |= {"groups": call.attrs["groups"], "has_bias": int(b is not None)}
+        params |= {"groups": call.attrs["groups"], "has_bias": int(b is not None), **digit_params(call)}
         weight = np.ascontiguousarray(np.moveaxis(w if w.ndim == 4 else w[:, :, None, :], 1, -1))
         return Native(params, {"weight": weight} if b is None else {"weight": weight, "bias": b})
 
@@ -162,7 +168,8 @@ class ConvTranspose(Op):
         places = int(np.prod(call.x[0].sample_shape[1:]))
         work, bits = w.size * places, w.size * call.format_attr("w_format").width + (0 if b is None else 32 * b.size)
         operand = channel_bits(call.x[0]).reshape((-1,) + (1,) * (w.ndim - 1))
-        return Cost(work, work, bits, places * int((constant_bits(w) * operand).sum()))
+        cost = Cost(work, work, bits, places * int((constant_bits(w) * operand).sum()))
+        return without_multiplies(call, cost, w, places)
 
     def cases(self) -> list[Call]:
         made = []

@@ -23,6 +23,8 @@ from edgemat.ops.accumulation import (
 )
 from edgemat.ops.bit_operations import channel_bits, constant_bits, operand_bits
 from edgemat.ops.cases import constant, random_codes, tensor
+from edgemat.ops.shift_add import KHOT_ATTRIBUTE, check_digits, digit_params, without_multiplies
+from edgemat.ops.stated_accumulator import ACCUMULATOR, prove
 
 
 def weight_fracs(call: Call, channels: int, key: str = "w_format") -> np.ndarray:
@@ -45,6 +47,7 @@ def check_weights(call: Call, biased: bool) -> None:
     special = fmt.widths is not None or fmt.bipolar
     if not (holds_codes(by_output(call, codes), fmt, 0) if special else fmt.min_code <= lo and hi <= fmt.max_code):
         raise call.refuse(f"weight codes {lo} to {hi} do not fit {fmt}", "retrain or widen the weights' format")
+    check_digits(call, codes)
     if not biased:
         return
     bias = call.constant(2)
@@ -81,7 +84,7 @@ class Linear(Op):
     name = "Linear"
     stem = "linear"
     arity = (2, 3)
-    attributes = {"w_format": Attr(str), "b_format": Attr(str, "", optional=True)}
+    attributes = {"w_format": Attr(str), "b_format": Attr(str, "", optional=True), **KHOT_ATTRIBUTE, **ACCUMULATOR}
     has_epilogue = True
 
     def takes_channels(self, tensor: Tensor) -> bool:
@@ -97,6 +100,10 @@ class Linear(Op):
             return None if shifts is None else shifts[None, :]
         fracs = weight_fracs(call, w.shape[0])
         return (fracs.max() - fracs)[:, None] if len(set(fracs.tolist())) > 1 else None
+
+    def aligned(self, call: Call) -> tuple[np.ndarray, np.ndarray | None]:
+        """Weights and bias that multiply input codes as they are: on the grid of the finest input channel."""
+        return self._aligned(call)[:2]
 
     def _aligned(self, call: Call) -> tuple[np.ndarray, np.ndarray | None, tuple[int, ...]]:
         """Weights, bias and accumulator fractions; one common fraction where channels are not on axis 1."""
@@ -114,11 +121,11 @@ class Linear(Op):
         return w, b, uniform(tuple(fracs.tolist()))
 
     def bounds(self, call: Call) -> Bounds:
-        w, b, _ = self._aligned(call)
+        w, b, fracs = self._aligned(call)
         lows, highs = call.x[0].channel_intervals()
         if lows.size > 1 and lows.size == w.shape[1]:
-            return sum_bounds(w, lows, highs, b)
-        return sum_bounds(w, call.x[0].lo, call.x[0].hi, b)
+            return prove(call, sum_bounds(w, lows, highs, b), fracs)
+        return prove(call, sum_bounds(w, call.x[0].lo, call.x[0].hi, b), fracs)
 
     def infer(self, call: Call) -> tuple[Result, ...]:
         x = call.x[0]
@@ -165,6 +172,8 @@ class Linear(Op):
             "in_features": w.shape[1],
             "out_features": w.shape[0],
             "has_bias": int(b is not None),
+            **sign_params(call, w),
+            **digit_params(call),
         }
         return Native(params, {"weight": w} if b is None else {"weight": w, "bias": b})
 
@@ -173,7 +182,9 @@ class Linear(Op):
         rows = call.x[0].size // w.shape[1]
         bits = w.size * call.format_attr("w_format").width + (0 if b is None else 32 * b.size)
         operand = channel_bits(call.x[0]) if len(call.x[0].shape) == 2 else operand_bits(call.x[0])
-        return Cost(w.size * rows, w.size * rows, bits, rows * int((constant_bits(w) * operand).sum()))
+        multiplies = 0 if sign_params(call, w) else w.size * rows
+        cost = Cost(multiplies, w.size * rows, bits, rows * int((constant_bits(w) * operand).sum()))
+        return without_multiplies(call, cost, w, rows)
 
     def cases(self) -> list[Call]:
         made = []
@@ -224,8 +235,33 @@ class Linear(Op):
         attrs = {"w_format": "fixed<[6,3,0],[1,0,2]>", "requantize": "bipolar"}
         made.append(Call(self, "pruned", [tensor("fixed<8,3>", (None, 5)), w[0]], attrs, {1: w[1]}))
         w = constant("bipolar", np.where(random_codes("fixed<6,0>", (3, 5), 9) < 0, -1, 1))
+        made += self._stated()
         made.append(Call(self, "signs", [tensor("bipolar", (None, 5)), w[0]], {"w_format": "bipolar"}, {1: w[1]}))
         return made
+
+    def _stated(self) -> list[Call]:
+        """Sums whose accumulator is stated: as narrow as they allow, with room, and beyond 16 bits."""
+        made = []
+        for x_fmt, w_codes, stated, requantize in (
+            ("ufixed<4,4>", [[7, -8, 0, 3], [-7, 7, 1, -5]], "fixed<9,[9,7]>", "fixed<6,5>"),
+            ("fixed<4,1>", [[7, -8, 0, 3], [-7, 7, 1, -5]], "fixed<16,[13,11]>", "ufixed<16,6>"),
+            ("ufixed<8,8>", [[7, -8, 7, 7], [-7, -7, 1, -5]], "fixed<17,[17,15]>", ""),
+        ):
+            w_fmt = "fixed<4,[4,2]>"
+            w = constant(w_fmt, np.array(w_codes))
+            b = constant("fixed<8,8>", np.array([60, -60]), "b")
+            attrs = {"w_format": w_fmt, "accumulator": stated, "requantize": requantize}
+            x = tensor(x_fmt, (None, 4))
+            made.append(Call(self, f"stated_{stated}", [x, w[0], b[0]], attrs, {1: w[1], 2: b[1]}))
+        return made
+
+
+def sign_params(call: Call, w: np.ndarray) -> dict[str, int | tuple[int, ...]]:
+    """``{"bipolar": 1}`` for native kernels where every weight is -1 or +1 by its format: signs, not products.
+
+    Weights shifted to the finest of several input grids are no longer signs.
+    """
+    return {"bipolar": 1} if call.format_attr("w_format").bipolar and bool((np.abs(w) == 1).all()) else {}
 
 
 def check_bias_grid(call: Call, fracs: np.ndarray) -> None:

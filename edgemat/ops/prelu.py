@@ -9,6 +9,7 @@ from edgemat.formats import accumulator
 from edgemat.op import Attr, Bounds, Call, Cost, Native, Op, Result, carrier_for
 from edgemat.ops.bit_operations import channel_bits, constant_bits
 from edgemat.ops.cases import constant, random_codes, tensor
+from edgemat.ops.shift_add import KHOT_ATTRIBUTE, check_digits, digit_params, without_multiplies
 
 
 class PRelu(Op):
@@ -20,7 +21,7 @@ class PRelu(Op):
     name = "PRelu"
     stem = "prelu"
     arity = (2, 2)
-    attributes = {"slope_format": Attr(str)}
+    attributes = {"slope_format": Attr(str), **KHOT_ATTRIBUTE}
     has_epilogue = True
     keeps_channels = True
 
@@ -29,6 +30,7 @@ class PRelu(Op):
         slope, fmt = call.constant(1), call.format_attr("slope_format")
         if slope is None or slope.ndim != 1 or slope.size not in (1, call.x[0].shape[1]) or fmt.per_channel:
             raise call.refuse("its slopes", "expected constant codes, one or one per channel, with one binary point")
+        check_digits(call, slope)
         frac = fmt.fracs[0]
         return (slope << -frac, 0) if frac < 0 else (slope, frac)
 
@@ -67,13 +69,16 @@ class PRelu(Op):
 
     def native(self, call: Call) -> Native:
         slope, frac = self._operands(call)
-        return Native({"size": call.x[0].size, "channels": slope.size, "align": frac}, {"slope": slope})
+        return Native(
+            {"size": call.x[0].size, "channels": slope.size, "align": frac, **digit_params(call)}, {"slope": slope}
+        )
 
     def cost(self, call: Call) -> Cost:
         slope, _ = self._operands(call)
         operand = channel_bits(call.x[0])
         ebops = call.x[0].size // operand.size * int((constant_bits(slope) * operand).sum())
-        return Cost(call.x[0].size, 0, 0, ebops)
+        cost = Cost(call.x[0].size, 0, 0, ebops)
+        return without_multiplies(call, cost, slope, call.x[0].size // slope.size, summed=False)
 
     def cases(self) -> list[Call]:
         made = []
