@@ -1,8 +1,8 @@
 """EBOPs counted from integers, the same way for every method.
 
-A multiplication costs the product of its operands' bits (Sun et al., arXiv 2405.00645, section III). A weight's bits are
-those between its highest and its lowest one, both included; zero costs nothing. An activation's are those of its format
-without the sign; a channel of a per-channel format has its own.
+A multiplication costs the product of its operands' bits (Sun et al., arXiv 2405.00645, section III). A weight's bits
+are those between its highest and its lowest one, both included; zero costs nothing. An activation's are those of its
+format without the sign; a channel of a per-channel format has its own.
 """
 
 from __future__ import annotations

@@ -119,7 +119,9 @@ def run(job: Job, cache: Cache, peers: Peers) -> dict[str, Any] | None:
 
 def run_all(asked: list[Job], cache: Cache, peers: Peers) -> None:
     """Runs what is missing, with a bar on a terminal and a line for each training elsewhere."""
-    missing = [job for job in asked if not cache.done(job) and (job.method not in PEERS or job.method in peers.versions)]
+    missing = [
+        job for job in asked if not cache.done(job) and (job.method not in PEERS or job.method in peers.versions)
+    ]
     if not missing:
         return
     if sys.stderr.isatty():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +26,7 @@ def train(
     job: Job,
     epochs: int,
     rate: float,
-    groups: list[dict[str, object]] | None = None,
+    groups: list[dict[str, Any]] | None = None,
     penalty: Callable[[int, int], torch.Tensor] | None = None,
     after_epoch: Callable[[int], None] | None = None,
 ) -> None:

@@ -1,8 +1,9 @@
 """HGQ2 on Keras with the torch backend, in the peers' environment: stated widths, and the accuracy/EBOPs front.
 
-Stated widths: weights SAT_SYM with an exponent for each output channel, activations SAT with an exponent for each tensor,
-exponents trained and started where the squared error is least, widths held by a constraint. Fronts: HGQ2's defaults, a
-width for each weight and each activation, data in WRAP, a growing beta, `trace_minmax` before anything is counted.
+Stated widths: weights SAT_SYM with an exponent for each output channel, activations SAT with an exponent for each
+tensor, exponents trained and started where the squared error is least, widths held by a constraint. Fronts: HGQ2's
+defaults, a width for each weight and each activation, data in WRAP, a growing beta, `trace_minmax` before anything is
+counted.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import os
 
 os.environ.setdefault("KERAS_BACKEND", "torch")
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +133,12 @@ class Fixed:
     def norm(self, name: str) -> QBatchNormalization:
         """A batch norm whose input is the accumulator."""
         return QBatchNormalization(
-            momentum=0.9, epsilon=1e-5, kq_conf=self.wide("weight"), bq_conf=self.wide("bias"), enable_iq=False, name=name
+            momentum=0.9,
+            epsilon=1e-5,
+            kq_conf=self.wide("weight"),
+            bq_conf=self.wide("bias"),
+            enable_iq=False,
+            name=name,
         )
 
 
@@ -240,7 +247,9 @@ def calibrate(model: keras.Model, made: Fixed, x: np.ndarray) -> None:
 
     for q in quantizers:
         originals[id(q)], q.call = q.call, observe(q)
-    kernels = [layer.kq for layer in model.layers if hasattr(layer, "kq") and not isinstance(layer, QBatchNormalization)]
+    kernels = [
+        layer.kq for layer in model.layers if hasattr(layer, "kq") and not isinstance(layer, QBatchNormalization)
+    ]
     for q in kernels:
         originals[id(q)], q.call = q.call, lambda values, training=None: values
     model(x, training=False)
@@ -264,8 +273,8 @@ def run(job: Job, folder: Path) -> dict[str, Any]:
     """Trains one point, or a front."""
     keras.utils.set_random_seed(job.seed)
     split = load(job)
-    split = Split(*(channels_last(a) for a in (split.x,)), split.y, channels_last(split.x_validation),
-                  split.y_validation, channels_last(split.x_test), split.y_test)  # fmt: skip
+    last = {name: channels_last(getattr(split, name)) for name in ("x", "x_validation", "x_test")}
+    split = replace(split, **last)
     return front(job, folder, split) if job.task == "front" else fixed(job, folder, split)
 
 
@@ -306,7 +315,9 @@ def front_model(job: Job) -> keras.Model:
         for i, units in enumerate((64, 32, 32)):
             iq = QuantizerConfig("kif", "datalane", f0=data_bits)
             x = QDense(units, activation="relu", iq_conf=iq, name=f"{2 * i}", **kq)(x)
-        return keras.Model(inputs, QDense(2, iq_conf=QuantizerConfig("kif", "datalane", f0=data_bits), name="6", **kq)(x))
+        return keras.Model(
+            inputs, QDense(2, iq_conf=QuantizerConfig("kif", "datalane", f0=data_bits), name="6", **kq)(x)
+        )
 
 
 def codes(values: np.ndarray, fraction: np.ndarray) -> np.ndarray:
@@ -337,7 +348,8 @@ class Points(keras.callbacks.Callback):
 
     def __init__(self, split: Split):
         super().__init__()
-        self.split, self.found = split, []
+        self.split = split
+        self.found: list[dict[str, Any]] = []
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         """One point of the front."""

@@ -1,0 +1,189 @@
+"""docs/evidence.md: its tables and the plot are made of docs/evidence.json, which a full run writes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tests.benchmarks.qat.protocol import BITS, NETWORKS, SEEDS
+from tests.benchmarks.qat.statistics import GRID, cost_of, knee, mean_front, spread, undominated
+
+DOCS = Path(__file__).resolve().parents[3] / "docs"
+PAGE, DATA, PLOT = DOCS / "evidence.md", DOCS / "evidence.json", DOCS / "evidence-front.svg"
+BEGIN, END = "<!-- tables: python -m tests.benchmarks qat -->", "<!-- end of tables -->"
+LABELS = {
+    "ptq": "edgemat PTQ",
+    "edgemat": "edgemat",
+    "qfx": "edgemat, every layer (QFX)",
+    "brevitas": "Brevitas QAT",
+    "hgq2": "HGQ2",
+}
+TITLES = {
+    "mlp": "magic_gamma, MLP 64-32-32",
+    "lenet": "mnist, LeNet",
+    "resnet8": "cifar10_jpeg, ResNet8",
+}
+BUDGETS = (500, 750, 1_000, 1_500, 2_000, 3_000, 4_000, 6_000, 8_000, 12_000)
+Row = dict[str, Any]
+
+
+def compact(rows: list[Row]) -> list[Row]:
+    """The rows as they are stored: of a front, the points that no other beats."""
+    stored = []
+    for row in rows:
+        result = dict(row["result"])
+        if "points" in result:
+            result["points"] = [result["points"][i] for i in undominated(result["points"])]
+        stored.append({"job": row["job"], "result": result})
+    return stored
+
+
+def chosen(rows: list[Row], task: str, network: str, method: str, bits: int = 0) -> list[Row]:
+    """Results of one cell, by seed."""
+    wanted = {"task": task, "network": network, "method": method, "bits": bits}
+    found = [row for row in rows if all(row["job"][key] == value for key, value in wanted.items())]
+    return sorted(found, key=lambda row: row["job"]["seed"])
+
+
+def cell(rows: list[Row]) -> str:
+    """Mean and deviation of the test accuracy; the number of seeds where it is not the whole."""
+    if not rows:
+        return "-"
+    mean, deviation = spread([row["result"]["test"] for row in rows])
+    seeds = "" if len(rows) == len(SEEDS) else f" ({len(rows)} seed{'s' if len(rows) > 1 else ''})"
+    return f"{mean:.2f}{f' ± {deviation:.2f}' if len(rows) > 1 else ''}{seeds}"
+
+
+def accuracy_table(rows: list[Row], network: str) -> str:
+    """Methods down, widths across."""
+    lines = [f"| {TITLES[network]} | " + " | ".join(f"{bits} bits" for bits in BITS) + " |"]
+    lines.append("|---|" + "---:|" * len(BITS))
+    for method, label in LABELS.items():
+        cells = [cell(chosen(rows, "fixed", network, method, bits)) for bits in BITS]
+        lines.append(f"| {label} | " + " | ".join(cells) + " |")
+    floats = cell(chosen(rows, "float", network, "float"))
+    return "\n".join(lines) + f"\n\nfloat start: {floats}\n"
+
+
+def budget_line(rows: list[Row], network: str) -> str:
+    """What was run, in the words of the jobs themselves."""
+    jobs = [row["job"] for row in rows if row["job"]["network"] == network and row["job"]["task"] == "fixed"]
+    if not jobs:
+        return f"{TITLES[network]}: not run.\n"
+    budget = jobs[0]["budget"]
+    samples = budget["samples"] or "all"
+    return (
+        f"{TITLES[network]}: {budget['float_epochs']} float epochs, then {budget['epochs']} quantised ones, batch "
+        f"{budget['batch']}, {samples} training samples, {budget['validation']} held out for validation, "
+        f"{budget['test'] or 'all'} test samples.\n"
+    )
+
+
+def exactness(rows: list[Row]) -> str:
+    """How many exported points were verified, and on what."""
+    reports = [row["result"]["verified"] for row in rows if "verified" in row["result"]]
+    reports += [p["verified"] for row in rows for p in row["result"].get("points", []) if "verified" in p]
+    if not reports:
+        return "No exported point was verified.\n"
+    exact = sum(report["exact"] for report in reports)
+    names = sorted({name for report in reports for name in report["mismatches"]})
+    return (
+        f"{len(reports)} exported points were compared on {', '.join(names)} with their test samples and the corner "
+        f"vectors ({sum(report['samples'] for report in reports):,} samples in all): {exact} exact, "
+        f"{len(reports) - exact} not.\n"
+    )
+
+
+def fronts(rows: list[Row]) -> dict[str, np.ndarray]:
+    """The mean front of each method that has one."""
+    made = {}
+    for method in ("edgemat", "hgq2"):
+        found = chosen(rows, "front", "mlp", method)
+        if found:
+            made[method] = mean_front([row["result"]["points"] for row in found])
+    return made
+
+
+def front_table(rows: list[Row]) -> str:
+    """Accuracy of both fronts at round budgets, and the cost at equal accuracy."""
+    made = fronts(rows)
+    if not made:
+        return "No front was run.\n"
+    lines = ["| EBOPs at most | " + " | ".join(LABELS[m] for m in made) + " |", "|---:|" + "---:|" * len(made)]
+    for budget in BUDGETS:
+        index = int(np.searchsorted(GRID, budget, side="right")) - 1
+        cells = ["-" if np.isnan(front[index]) else f"{100 * front[index]:.2f}" for front in made.values()]
+        lines.append(f"| {budget:,} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n\n" + verdict(made)
+
+
+def verdict(made: dict[str, np.ndarray]) -> str:
+    """Both goals, in figures."""
+    if len(made) < 2:
+        return "One of the two fronts is missing; nothing can be compared.\n"
+    ours, theirs = made["edgemat"], made["hgq2"]
+    both = ~(np.isnan(ours) | np.isnan(theirs))
+    gap = 100 * (ours - theirs)[both]
+    below = int((gap < 0).sum())
+    at = knee(theirs)
+    cost = cost_of(ours, theirs[at])
+    need = (
+        "edgemat never reaches it" if cost is None else f"edgemat needs {cost:,}, {cost / GRID[at]:.2f} times as many"
+    )
+    where = "nowhere below" if below == 0 else f"below at {below} (by {-gap.min():.2f} points at most)"
+    return (
+        f"Of {len(gap)} budgets between {GRID[both][0]:,} and {GRID[both][-1]:,} EBOPs edgemat is {where}, and on "
+        f"average {gap.mean():+.2f} points from HGQ2. HGQ2's knee is {100 * theirs[at]:.2f} % at {GRID[at]:,} EBOPs; for that "
+        f"accuracy {said}.\n"
+    )
+
+
+def tables(rows: list[Row]) -> str:
+    """Everything between the page's two marks."""
+    parts = []
+    for network in NETWORKS:
+        parts += [budget_line(rows, network), accuracy_table(rows, network)]
+    parts += [exactness(rows), "![accuracy over EBOPs](evidence-front.svg)\n", front_table(rows)]
+    return "\n".join(parts)
+
+
+def plot(rows: list[Row], path: Path) -> None:
+    """The fronts: a thin line for each seed, a thick one for their mean."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    matplotlib.rcParams["svg.hashsalt"] = "edgemat"
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7.2, 4.2))
+    colours = {"edgemat": "#0b6e99", "hgq2": "#c2571a"}
+    for method, mean in fronts(rows).items():
+        for row in chosen(rows, "front", "mlp", method):
+            front = [row["result"]["points"][i] for i in undominated(row["result"]["points"])]
+            costs, tests = [p["ebops"] for p in front], [100 * p["test"] for p in front]
+            axes.plot(costs, tests, "o", markersize=2.5, alpha=0.45, color=colours[method])
+        axes.plot(GRID, 100 * mean, drawstyle="steps-post", linewidth=2, color=colours[method], label=LABELS[method])
+    axes.set_xscale("log")
+    axes.set_xlabel("EBOPs (bits of weight x bits of activation, summed over the multiplications)")
+    axes.set_ylabel("test accuracy, %")
+    axes.grid(True, which="both", alpha=0.25)
+    axes.legend(loc="lower right")
+    axes.set_title("magic_gamma, MLP 64-32-32: mean of the seeds, and each seed's points")
+    figure.tight_layout()
+    figure.savefig(path, metadata={"Date": None})
+    pyplot.close(figure)
+
+
+def write(rows: list[Row]) -> None:
+    """Stores the results and puts the tables and the plot into the page."""
+    stored = compact(rows)
+    text = "[\n" + ",\n".join(json.dumps(row, sort_keys=True) for row in stored) + "\n]\n"
+    DATA.write_text(text, encoding="utf-8")
+    page = PAGE.read_text("utf-8")
+    head, rest = page.split(BEGIN)
+    tail = rest.split(END)[1]
+    PAGE.write_text(f"{head}{BEGIN}\n\n{tables(stored)}\n{END}{tail}", encoding="utf-8")
+    plot(stored, PLOT)
