@@ -28,6 +28,7 @@ class EpilogueChoice:
 
     Attributes:
         shift: right shifts, one or one per channel; empty where nothing is shifted.
+        widths: bits of each channel's code where they differ and saturate; else empty.
         macros: what the variant defines.
         name: what tells the variant from others.
     """
@@ -41,6 +42,7 @@ class EpilogueChoice:
         self.name: list[str] = []
         self.macros: list[tuple[str, str]] = []
         self.shift: tuple[int, ...] = ()
+        self.widths: tuple[int, ...] = ()
         if narrow:
             self.macros.append(("EM_SUM_BITS", str(SHORT_BITS)))
             self.name.append(f"sum{SHORT_BITS}")
@@ -83,8 +85,11 @@ class EpilogueChoice:
         if overflow != "FITS":
             self.macros += overflow_macros(fmt, overflow)
             self.name.append(overflow_name(fmt))
+            self.widths = fmt.widths or ()
         if kind == "ANY":
             self.name.append("any")
+        if len(self.widths) == 1:
+            self.widths *= step.outputs[0].shape[-1] if step.outputs[0].shape else 1
         if len(shifts) > 1 and kind != "NONE":
             self.macros.append(("EM_PER_CHANNEL", "1"))
             self.name.append("pc")
@@ -148,8 +153,7 @@ def _shifted(final: tuple[int, ...], shifts: tuple[int, ...], fmt: Fixed) -> tup
 
 def overflow_kind(fmt: Fixed, low: int, high: int) -> str:
     """The overflow mode a rounded interval needs; ``FITS`` where it needs none."""
-    floor, top = fmt.rails
-    if floor <= low and high <= top:
+    if fmt.holds(low, high):
         return "FITS"
     return {"SAT_SYM": "SAT"}.get(fmt.overflow, fmt.overflow)
 
@@ -157,12 +161,20 @@ def overflow_kind(fmt: Fixed, low: int, high: int) -> str:
 def overflow_macros(fmt: Fixed, overflow: str) -> list[tuple[str, str]]:
     """The overflow mode and the code range of a variant."""
     low, high = fmt.rails
-    return [("EM_OVERFLOW", f"EM_{overflow}"), ("EM_Y_MIN", literal(low)), ("EM_Y_MAX", literal(high))]
+    made = [("EM_OVERFLOW", f"EM_{overflow}"), ("EM_Y_MIN", literal(low)), ("EM_Y_MAX", literal(high))]
+    if fmt.widths is not None:
+        rails = "UNSIGNED" if not fmt.signed else "SYMMETRIC" if fmt.overflow == "SAT_SYM" else "SIGNED"
+        made += [("EM_WIDTHS", "1"), ("EM_RAILS", f"EM_RAILS_{rails}")]
+    return made
 
 
 def overflow_name(fmt: Fixed) -> str:
     """What tells variants of different code ranges apart: ``sat6`` saturates to six bits."""
-    return fmt.overflow.lower().replace("_", "") + str(fmt.width)
+    if fmt.bipolar:
+        return "sign"
+    # Codes of 17 to 31 unsigned bits share the element of signed ones.
+    marks = ("u" if not fmt.signed and fmt.width > 16 else "") + ("" if fmt.widths is None else "w")
+    return fmt.overflow.lower().replace("_", "") + str(fmt.width) + marks
 
 
 def _reach(step: Step, arrays: Sequence[ConstantArray | None]) -> int:

@@ -107,6 +107,7 @@ class _Planner:
         self.arrays: list[ArrayText] = []
         self.weight_bytes = 0
         self.shifts: dict[tuple[int, ...], str] = {}
+        self.widths: dict[tuple[int, ...], str] = {}
 
     def project(self) -> Project:
         graph = self.network.graph
@@ -144,6 +145,7 @@ class _Planner:
             fmt = tensor.format
             verb = "quantize" if kind == "input" else "dequantize"
             low, high = fmt.rails
+            lowest, highest = (tuple(map(literal, rail.tolist())) for rail in fmt.channel_rails())
             element = storage(fmt)
             made.append(
                 Port(
@@ -151,7 +153,8 @@ class _Planner:
                     function=f"{self.prefix}_{verb}_{ident}", tensor=tensor, element=element, c_type=c_type(element),
                     format=str(fmt) if not fmt.per_channel else f"{fmt.width} bits, a binary point per channel",
                     shape="x".join(map(str, tensor.shape)) or "1", size=tensor.size, width=fmt.width,
-                    signed=int(fmt.signed), y_min=literal(low), y_max=literal(high), fracs=fmt.fracs,
+                    signed=int(fmt.signed), y_min=literal(low), y_max=literal(high), lowest=lowest, highest=highest,
+                    fracs=fmt.fracs,
                     frac_name=f"{prefix}_frac_bits", frac_linkage="" if len(fmt.fracs) > 1 else "static ",
                     real_format_name=f"{prefix}_real", real_type="float" if fmt.width <= 24 else "double",
                     rounding=f"EM_{fmt.rounding}", overflow=f"EM_{fmt.overflow.replace('SAT_SYM', 'SAT')}",
@@ -195,8 +198,9 @@ class _Planner:
             else:
                 arguments.append(self.array(array, name, f"{step.stem} {array.role}"))
         shift_name = self.shift(call.shift, name) if call.shift else ""
+        width_name = self.width(call.widths, name) if call.widths else ""
         if call.takes_epilogue:
-            arguments.append(f"&{name}_epilogue" if call.shift else "NULL")
+            arguments.append(f"&{name}_epilogue" if call.shift or call.widths else "NULL")
         arguments.append(self.pointer(step.outputs[0].name, made, const=False))
         traced = []
         if call.suffix in ("", f"_{len(step.inputs) - 1}"):
@@ -210,7 +214,7 @@ class _Planner:
         return CallText(
             call.variant.function, call.struct, f"{name}_params",
             tuple(Member(key, member_text(value)) for key, value in call.fields),
-            len(call.shift), f"{name}_epilogue", shift_name, tuple(arguments),
+            max(len(call.shift), len(call.widths)), f"{name}_epilogue", shift_name, width_name, tuple(arguments),
             f"{name[len(self.prefix) + 1 :]}: {', '.join(texts[:-1])} to {texts[-1]}", tuple(traced),
         )  # fmt: skip
 
@@ -221,10 +225,17 @@ class _Planner:
             self.shifts[shift] = self.array(ConstantArray("shift", "s8", values), name, "shifts")
         return self.shifts[shift]
 
+    def width(self, widths: tuple[int, ...], name: str) -> str:
+        """The shared array of these widths of channels."""
+        if widths not in self.widths:
+            values = np.asarray(widths, dtype=np.int64)
+            self.widths[widths] = self.array(ConstantArray("width", "u8", values), name, "bits of the channels' codes")
+        return self.widths[widths]
+
 
 def model_identifier(name: str) -> str:
     """The model's name as an identifier; ``em_<it>`` and ``em_<it>_...`` collide with no name of the kernel library."""
     base = identifier(name or "model", "model")
     words = {*KERNELS, "status", "epilogue", "real_format", "span", "binary", "pool", "strided", "quantize"}
-    words |= {"dequantize", "round", "overflow", "shift_left", "widen", "divide", "taps", "trace"}
+    words |= {"dequantize", "round", "overflow", "shift_left", "widen", "divide", "taps", "trace", "signs"}
     return f"net_{base}" if any(base == word or base.startswith(f"{word}_") for word in words) else base

@@ -23,6 +23,10 @@ _INCLUDED = {
     "linear.c": ("edgemat_dot.h",),
     "conv.c": ("edgemat_dot.h", "edgemat_window.h"),
     "conv__depthwise.c": ("edgemat_window.h",),
+    "linear__xnor.c": ("edgemat_signs.h",),
+    "conv__xnor.c": ("edgemat_signs.h", "edgemat_window.h"),
+    "linear__bipolar.c": ("edgemat_minus.h",),
+    "conv__bipolar.c": ("edgemat_minus.h", "edgemat_window.h"),
     "max_pool.c": ("edgemat_window.h",),
     "average_pool.c": ("edgemat_window.h",),
     "add.c": ("edgemat_binary.h",),
@@ -57,6 +61,8 @@ class Port:
     signed: int
     y_min: str
     y_max: str
+    lowest: tuple[str, ...]
+    highest: tuple[str, ...]
     fracs: tuple[int, ...]
     frac_name: str
     frac_linkage: str
@@ -106,6 +112,7 @@ class CallText:
     epilogue_channels: int
     epilogue_name: str
     shift_name: str
+    width_name: str
     arguments: tuple[str, ...]
     comment: str
     traced: tuple[Traced, ...]

@@ -16,6 +16,9 @@ from edgemat.targets.mcu.epilogue import EpilogueChoice, overflow_kind, overflow
 from edgemat.targets.mcu.storage import ConstantArray, array_storage, c_type, size_of, storage
 
 _BLOCK = 4
+WORD_BITS = 32
+STACK_WORDS = 512
+"""Longest row of signs (words of 32) an XNOR kernel packs on its stack; a convolution holds as long a mask, too."""
 _WINDOW = ("in_h", "in_w", "in_c", "out_h", "out_w")
 _KERNEL = ("kernel_h", "kernel_w", "stride_h", "stride_w")
 _DILATION = ("dilation_h", "dilation_w")
@@ -100,6 +103,7 @@ class KernelCall:
         fields: its (member, int or tuple of int).
         arrays: constant arrays in argument order.
         shift: right shifts of the epilogue; empty where nothing is shifted.
+        widths: bits of each channel's code where they differ and saturate; else empty.
         takes_epilogue: whether the kernel has an epilogue argument.
         suffix: told apart by it are several calls of one step.
     """
@@ -113,6 +117,7 @@ class KernelCall:
     shift: tuple[int, ...]
     takes_epilogue: bool
     suffix: str = ""
+    widths: tuple[int, ...] = ()
 
 
 def interleave(rows: np.ndarray, groups: int, repeat: bool = True) -> np.ndarray:
@@ -190,7 +195,8 @@ def _plan(step: Step) -> KernelCall:
                 "expected one format"
             )
         return _moving(step, y, params)
-    arrays = _arrays(step, y)
+    signs = signs_file(step)
+    arrays = _arrays(step, y, bool(signs))
     macros = [("EM_X", c_type(x[0]))]
     name = [step.stem, x[0]]
     if len(x) > 1:
@@ -208,15 +214,21 @@ def _plan(step: Step) -> KernelCall:
     name.append(y)
     depthwise = _is_depthwise(step)
     shift: tuple[int, ...] = ()
+    widths: tuple[int, ...] = ()
     if kernel.epilogue:
-        choice = EpilogueChoice(step, arrays)
-        shift = choice.shift
+        # Bits say nothing of an accumulator's reach.
+        choice = EpilogueChoice(step, [None if signs and i == 0 else array for i, array in enumerate(arrays)])
+        shift, widths = choice.shift, choice.widths
         macros += choice.macros
         name += choice.name
     if step.stem == "softmax":
         _choose_quotient(step, macros, name)
-    function = "em_" + "_".join(name) + ("__depthwise" if depthwise else "")
-    file = f"{step.stem}__depthwise.c" if depthwise else f"{step.stem}.c"
+    if signs.endswith("__xnor.c"):
+        held = 1 << (sign_words(step) - 1).bit_length()
+        macros.append(("EM_WORDS", str(held)))
+        name.append(f"k{32 * held}")
+    file = signs or (f"{step.stem}__depthwise.c" if depthwise else f"{step.stem}.c")
+    function = "em_" + "_".join(name) + file.removeprefix(step.stem).removesuffix(".c")
     arguments = [f"const {kernel.struct} *p"]
     arguments += [f"const {c_type(e)} *x{i if len(x) > 1 else ''}" for i, e in enumerate(x)]
     for role, array in zip(kernel.arrays, arrays, strict=True):
@@ -228,7 +240,9 @@ def _plan(step: Step) -> KernelCall:
     variant = Variant(function, file, tuple(macros), f"void {function}({', '.join(arguments)});")
     fields = _fields(step, kernel, params)
     operands = tuple(range(len(step.inputs)))
-    return KernelCall(step, variant, operands, kernel.struct, fields, tuple(arrays), shift, kernel.epilogue)
+    return KernelCall(
+        step, variant, operands, kernel.struct, fields, tuple(arrays), shift, kernel.epilogue, widths=widths
+    )
 
 
 def _fields(step: Step, kernel: Kernel, params: dict) -> tuple[tuple[str, int | tuple[int, ...]], ...]:
@@ -244,6 +258,23 @@ def _fields(step: Step, kernel: Kernel, params: dict) -> tuple[tuple[str, int | 
                 f"{_INDEX_LIMIT}; split the layer"
             )
     return made
+
+
+def sign_words(step: Step) -> int:
+    """Words of 32 bits that hold one row of a step's weights as signs."""
+    weight = step.arrays["weight"]
+    return -(-weight[0].size // WORD_BITS)
+
+
+def signs_file(step: Step) -> str:
+    """The kernel file of a step whose weights are signs, or "": XNOR and bit counts where its inputs are signs, too.
+
+    XNOR packs a row of inputs on the stack; a longer one is left to the kernel that adds and subtracts.
+    """
+    if not step.params.get("bipolar"):
+        return ""
+    both = step.inputs[0].format.bipolar and sign_words(step) <= STACK_WORDS
+    return f"{step.stem}__xnor.c" if both else f"{step.stem}__bipolar.c"
 
 
 def _is_depthwise(step: Step) -> bool:
@@ -265,7 +296,14 @@ def _choose_quotient(step: Step, macros: list[tuple[str, str]], name: list[str])
         name.append("acc64")
 
 
-def _arrays(step: Step, y: str) -> list[ConstantArray | None]:
+def sign_rows(rows: np.ndarray) -> np.ndarray:
+    """Rows ``[out, length]`` of -1 and +1 as words: bit ``i % 32`` of word ``i / 32`` of a row is 1 for -1."""
+    bits = np.zeros((len(rows), -(-rows.shape[1] // WORD_BITS) * WORD_BITS), np.int64)
+    bits[:, : rows.shape[1]] = rows < 0
+    return (bits.reshape(-1, WORD_BITS) << np.arange(WORD_BITS, dtype=np.int64)).sum(axis=1)
+
+
+def _arrays(step: Step, y: str, signs: bool = False) -> list[ConstantArray | None]:
     found: list[ConstantArray | None] = []
     for role in KERNELS[step.stem].arrays:
         values = step.arrays.get(role)
@@ -278,7 +316,9 @@ def _arrays(step: Step, y: str) -> list[ConstantArray | None]:
             element = y
         elif role == "bias":
             element = "s32" if size_of(element) <= 4 else "s64"
-        if role == "weight":
+        if role == "weight" and signs:
+            element, values = "u32", sign_rows(values.reshape(len(values), -1))
+        elif role == "weight":
             depthwise = _is_depthwise(step)
             groups = 1 if depthwise or step.stem != "conv" else step.params["groups"]
             if step.stem != "conv_transpose":

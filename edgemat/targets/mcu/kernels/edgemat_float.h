@@ -11,15 +11,19 @@
 
 #include "edgemat_requantize.h"
 
-/* How an input is quantised, or an output dequantised: element i has frac[i % channels] fractional bits. */
+/* How an input is quantised, or an output dequantised: element i has frac[i % channels] fractional bits and
+ * codes y_min .. y_max [i % channels] (one entry for all where rail_step is 0, else rail_step is 1). */
 typedef struct em_real_format {
     const int16_t* frac;
-    int64_t y_min, y_max;
-    int32_t size, channels;
+    const int64_t *y_min, *y_max;
+    int32_t size, channels, rail_step;
 } em_real_format;
 
-EM_INLINE em_status em_quantize_f32(float value, int frac, const em_real_format* f, int rounding,
+EM_INLINE em_status em_quantize_f32(float value, int32_t channel, const em_real_format* f, int rounding,
                                     int overflow, int64_t* code) {
+    const int frac = f->frac[channel];
+    const int64_t y_min = f->y_min[channel * f->rail_step];
+    const int64_t y_max = f->y_max[channel * f->rail_step];
     uint32_t bits;
     memcpy(&bits, &value, sizeof bits);
     const int exponent = (int)((bits >> 23) & 0xFFu);
@@ -32,14 +36,16 @@ EM_INLINE em_status em_quantize_f32(float value, int frac, const em_real_format*
         if (overflow == EM_WRAP) {
             return EM_ERROR_RANGE;
         }
-        *code = overflow == EM_SAT_ZERO ? 0 : negative ? f->y_min : f->y_max;
+        *code = overflow == EM_SAT_ZERO ? 0 : negative ? y_min : y_max;
         return EM_OK;
     }
     const int64_t magnitude = exponent == 0 ? fraction : fraction + 0x800000;
     const int64_t m = negative ? -magnitude : magnitude;
     int shift = -((exponent == 0 ? 1 : exponent) - 150 + frac);
     shift = shift > 62 ? 62 : shift < -63 ? -63 : shift;
-    *code = m == 0 ? 0 : em_requantize_s64(m, shift, f->y_min, f->y_max, EM_SHIFT_ANY, rounding, overflow, 0);
+    *code = m == 0 && overflow != EM_SIGN
+                ? 0
+                : em_requantize_s64(m, shift, y_min, y_max, EM_SHIFT_ANY, rounding, overflow, 0);
     return EM_OK;
 }
 

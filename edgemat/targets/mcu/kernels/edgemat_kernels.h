@@ -41,7 +41,8 @@ typedef enum em_status {
  * overflow. Modes and code range are compile-time constants of the kernel variant (edgemat_variant.h). */
 typedef struct em_epilogue {
     const int8_t* shift; /* one entry, or one per channel when the variant has EM_PER_CHANNEL */
-    int32_t channels;    /* entries of shift; element i of a result belongs to channel i % channels */
+    int32_t channels; /* entries of shift or width; element i of a result belongs to channel i % channels */
+    const uint8_t* width; /* bits of each channel's code (0: always 0) when the variant has EM_WIDTHS */
 } em_epilogue;
 
 typedef struct em_requantize_params {

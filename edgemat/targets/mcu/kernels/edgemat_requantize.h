@@ -28,6 +28,12 @@
 #define EM_WRAP 1
 #define EM_SAT 2
 #define EM_SAT_ZERO 3
+#define EM_SIGN 4 /* -1 below 0, else 1: bipolar codes; nothing is shifted */
+
+/* The code range of a channel of w bits, where channels have widths of their own; of 0 bits: 0 alone. */
+#define EM_RAILS_UNSIGNED 0  /* 0 .. 2**w - 1 */
+#define EM_RAILS_SIGNED 1    /* -2**(w-1) .. 2**(w-1) - 1 */
+#define EM_RAILS_SYMMETRIC 2 /* 1 - 2**(w-1) .. 2**(w-1) - 1 */
 
 /* What the variant knows about its shifts. */
 #define EM_SHIFT_NONE 0  /* all zero */
@@ -71,9 +77,23 @@
             case EM_SAT:                                                                                     \
                 v = v < y_min ? y_min : v;                                                                   \
                 return v > y_max ? y_max : v;                                                                \
+            case EM_SIGN:                                                                                    \
+                return v < 0 ? -1 : 1;                                                                       \
             default:                                                                                         \
                 return v < y_min || v > y_max ? 0 : v;                                                       \
         }                                                                                                    \
+    }                                                                                                        \
+                                                                                                             \
+    EM_INLINE int##BITS##_t em_rail_max_s##BITS(int width, int rails) {                                      \
+        const int bits = width - (rails != EM_RAILS_UNSIGNED);                                               \
+        return width == 0 ? 0 : (int##BITS##_t)(((uint##BITS##_t)1 << bits) - 1u);                           \
+    }                                                                                                        \
+                                                                                                             \
+    EM_INLINE int##BITS##_t em_rail_min_s##BITS(int width, int rails) {                                      \
+        if (rails == EM_RAILS_UNSIGNED || width == 0) {                                                      \
+            return 0;                                                                                        \
+        }                                                                                                    \
+        return (int##BITS##_t)(-em_rail_max_s##BITS(width, rails) - (rails == EM_RAILS_SIGNED));             \
     }                                                                                                        \
                                                                                                              \
     EM_INLINE int##BITS##_t em_shift_left_s##BITS(int##BITS##_t a, int shift) {                              \
@@ -83,6 +103,9 @@
     /* a * 2**left, then overflow; the product itself need not fit. */                                       \
     EM_INLINE int##BITS##_t em_widen_s##BITS(int##BITS##_t a, int left, int##BITS##_t y_min,                 \
                                              int##BITS##_t y_max, int overflow) {                            \
+        if (overflow == EM_SIGN) {                                                                           \
+            return em_overflow_s##BITS(a, y_min, y_max, overflow);                                           \
+        }                                                                                                    \
         if (overflow == EM_SAT || overflow == EM_SAT_ZERO) {                                                 \
             if (a > (y_max >> left)) {                                                                       \
                 return overflow == EM_SAT ? y_max : 0;                                                       \

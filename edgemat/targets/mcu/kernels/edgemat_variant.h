@@ -44,6 +44,12 @@
 #ifndef EM_Y_MAX
 #define EM_Y_MAX 0
 #endif
+#ifndef EM_WIDTHS /* 1: the code range is that of epilogue->width[channel] bits, under EM_SAT */
+#define EM_WIDTHS 0
+#endif
+#ifndef EM_RAILS /* EM_RAILS_UNSIGNED, EM_RAILS_SIGNED or EM_RAILS_SYMMETRIC, with EM_WIDTHS */
+#define EM_RAILS EM_RAILS_SIGNED
+#endif
 #ifndef EM_HEADROOM /* 1: the accumulator plus half of any right shift's unit stays inside EM_ACC */
 #define EM_HEADROOM 0
 #endif
@@ -57,15 +63,22 @@
 /* Loads what every result needs, once; a variant without epilogue does not touch the pointer. */
 #define EM_EPILOGUE_BEGIN(e)                                                                     \
     const int8_t* const em_shift EM_MAYBE_UNUSED = EM_KIND == EM_SHIFT_NONE ? NULL : (e)->shift; \
+    const uint8_t* const em_width EM_MAYBE_UNUSED = EM_WIDTHS ? (e)->width : NULL;               \
     const int em_shift0 EM_MAYBE_UNUSED = EM_KIND == EM_SHIFT_NONE ? 0 : (e)->shift[0]
 
+/* The code range of channel c. */
+#define EM_LOWEST(c) \
+    (EM_WIDTHS ? EM_PASTE(em_rail_min_s, EM_ACC_BITS)(em_width[(c)], EM_RAILS) : (EM_ACC)EM_Y_MIN)
+#define EM_HIGHEST(c) \
+    (EM_WIDTHS ? EM_PASTE(em_rail_max_s, EM_ACC_BITS)(em_width[(c)], EM_RAILS) : (EM_ACC)EM_Y_MAX)
+
 /* The result of accumulator a in channel c. */
-#define EM_RESULT(a, c)                                                                                     \
-    ((EM_Y)EM_PASTE(em_requantize_s, EM_ACC_BITS)((a), EM_PER_CHANNEL ? em_shift[(c)] : em_shift0,          \
-                                                  (EM_ACC)EM_Y_MIN, (EM_ACC)EM_Y_MAX, EM_KIND, EM_ROUNDING, \
+#define EM_RESULT(a, c)                                                                              \
+    ((EM_Y)EM_PASTE(em_requantize_s, EM_ACC_BITS)((a), EM_PER_CHANNEL ? em_shift[(c)] : em_shift0,   \
+                                                  EM_LOWEST(c), EM_HIGHEST(c), EM_KIND, EM_ROUNDING, \
                                                   EM_OVERFLOW, EM_HEADROOM))
 
 /* The channel after c. */
-#define EM_NEXT_CHANNEL(e, c) (EM_PER_CHANNEL && (c) + 1 < (e)->channels ? (c) + 1 : 0)
+#define EM_NEXT_CHANNEL(e, c) ((EM_PER_CHANNEL || EM_WIDTHS) && (c) + 1 < (e)->channels ? (c) + 1 : 0)
 
 #define EM_SHIFT_LEFT(a, shift) EM_PASTE(em_shift_left_s, EM_ACC_BITS)((a), (shift))

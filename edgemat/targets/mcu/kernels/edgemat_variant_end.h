@@ -15,6 +15,10 @@
 #undef EM_PER_CHANNEL
 #undef EM_Y_MIN
 #undef EM_Y_MAX
+#undef EM_WIDTHS
+#undef EM_RAILS
+#undef EM_LOWEST
+#undef EM_HIGHEST
 #undef EM_HEADROOM
 #undef EM_DIVIDE
 #undef EM_JOIN
