@@ -130,13 +130,13 @@ def verdict(made: dict[str, np.ndarray]) -> str:
     below = int((gap < 0).sum())
     at = knee(theirs)
     cost = cost_of(ours, theirs[at])
-    need = (
-        "edgemat never reaches it" if cost is None else f"edgemat needs {cost:,}, {cost / GRID[at]:.2f} times as many"
-    )
+    said = "edgemat never reaches it"
+    if cost is not None:
+        said = f"edgemat needs {cost:,}, {cost / GRID[at]:.2f} times as many"
     where = "nowhere below" if below == 0 else f"below at {below} (by {-gap.min():.2f} points at most)"
     return (
-        f"Of {len(gap)} budgets between {GRID[both][0]:,} and {GRID[both][-1]:,} EBOPs edgemat is {where}, and on "
-        f"average {gap.mean():+.2f} points from HGQ2. HGQ2's knee is {100 * theirs[at]:.2f} % at {GRID[at]:,} EBOPs; for that "
+        f"Of {len(gap)} budgets between {GRID[both][0]:,} and {GRID[both][-1]:,} EBOPs edgemat is {where}, and "
+        f"on average {gap.mean():+.2f} points from HGQ2. HGQ2's knee is {100 * theirs[at]:.2f} % at {GRID[at]:,} EBOPs; for that "
         f"accuracy {said}.\n"
     )
 
