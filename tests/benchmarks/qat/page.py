@@ -134,10 +134,10 @@ def verdict(made: dict[str, np.ndarray]) -> str:
     if cost is not None:
         said = f"edgemat needs {cost:,}, {cost / GRID[at]:.2f} times as many"
     where = "nowhere below" if below == 0 else f"below at {below} (by {-gap.min():.2f} points at most)"
+    ends = f"{GRID[both][0]:,} and {GRID[both][-1]:,} EBOPs"
     return (
-        f"Of {len(gap)} budgets between {GRID[both][0]:,} and {GRID[both][-1]:,} EBOPs edgemat is {where}, and "
-        f"on average {gap.mean():+.2f} points from HGQ2. HGQ2's knee is {100 * theirs[at]:.2f} % at {GRID[at]:,} EBOPs; for that "
-        f"accuracy {said}.\n"
+        f"Of {len(gap)} budgets between {ends} edgemat is {where}, and on average {gap.mean():+.2f} points from HGQ2. "
+        f"HGQ2's knee is {100 * theirs[at]:.2f} % at {GRID[at]:,} EBOPs; for that accuracy {said}.\n"
     )
 
 
