@@ -308,6 +308,11 @@ class Call:
             return None
         target = self.format_attr("requantize")
         self.check_channels(target, self.exact[0].shape)
+        if not self.op.fuses(self, target):
+            raise self.refuse(
+                f"a fused requantisation to {target} behind channels that lie on axis 1",
+                "requantise each channel in a node of its own",
+            )
         return Epilogue(channel_shifts(self.exact[0].format, target), target)
 
     @cached_property
@@ -357,6 +362,12 @@ class Op(ABC):
     def takes_channels(self, tensor: Tensor) -> bool:
         """Whether an operand whose channels have binary points (and widths) of their own is taken as it is."""
         return self.keeps_channels
+
+    def fuses(self, call: Call, target: Fixed) -> bool:
+        """Whether a Requantize to `target` may be written into the node: channels on axis 1 are the last axis of native
+        code only where that is channels last."""
+        by_channel = target.per_channel or call.exact[0].format.per_channel
+        return self.has_epilogue and not (by_channel and self.row_major(call))
 
     # -- checks ---------------------------------------------------------------------------------------------------
     def check_attrs(self, node: str, attrs: dict[str, Any]) -> dict[str, Any]:

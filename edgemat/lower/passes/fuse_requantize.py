@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from edgemat.formats import Fixed
 from edgemat.lower.passes.surgery import is_op
 from edgemat.lower.typing import type_node
 from edgemat.ops import BY_NAME
@@ -22,9 +23,11 @@ class FuseRequantize(ir.passes.InPlacePass):
             producer = source.producer() if source is not None else None
             if source is None or producer is None or len(list(source.uses())) != 1 or source.is_graph_output():
                 continue
-            op = BY_NAME[producer.op_type]
             fused = producer.attributes.get("requantize")
-            if not op.has_epilogue or (fused is not None and fused.value):
+            if not BY_NAME[producer.op_type].has_epilogue or (fused is not None and fused.value):
+                continue
+            target = Fixed.parse(node.attributes["requantize"].value)
+            if not BY_NAME[producer.op_type].fuses(type_node(producer), target):
                 continue
             producer.attributes["requantize"] = node.attributes["requantize"]
             result = node.outputs[0]
