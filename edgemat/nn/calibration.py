@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from edgemat.errors import EdgematError, FormatError
+from edgemat.formats import Fixed
+from edgemat.nn.accumulator import AccumulatorQuantizer, project_weights, sum_of
 from edgemat.nn.activation import QuantConstant
 from edgemat.nn.batch_norm import BatchNorm, QuantBatchNorm
 from edgemat.nn.learned_activation import LearnedActivationQuantizer
@@ -180,6 +182,8 @@ def calibrate(
         for part in module.modules():
             if isinstance(part, WeightedLayer | QuantBatchNorm):
                 limit_weights(part)
+            if isinstance(part, WeightedLayer) and part.limiter is not None:
+                project_weights(part, part.limiter)
     finally:
         progress.close()
         for norm in norms:
@@ -195,6 +199,8 @@ def fit_weights(module: nn.Module, method: str = "minmax") -> None:
     """Sets the binary points of all learned weights from their present values, batch norm folded in."""
     for part in module.modules():
         if isinstance(part, WeightedLayer):
+            if part.limiter is not None:
+                sum_of(part, part.limiter)
             _fit(part.weight_quantizer, part.folded()[0], method)
         elif isinstance(part, QuantBatchNorm):
             assert part.running_mean is not None and part.running_var is not None
@@ -216,9 +222,10 @@ def limit_weights(layer: WeightedLayer | QuantBatchNorm) -> None:
         bias = layer.real_affine(layer.running_mean, layer.running_var)[1]
     if quantizer.stated or bias is None or source is None or not source.ready:
         return
-    finest = [
-        range_frac(min(b, 0.0), max(b, 0.0), layer.bias_grid) - source.finest() if b else None for b in bias.tolist()
-    ]
+    grid = layer.bias_grid
+    if isinstance(quantizer, AccumulatorQuantizer):
+        grid = Grid.of(Fixed(max(min(quantizer.bits - 1, grid.width), 2), 0, True, "RND", "SAT_SYM"))
+    finest = [range_frac(min(b, 0.0), max(b, 0.0), grid) - source.finest() if b else None for b in bias.tolist()]
     present = quantizer.exponents().expand(len(finest)).tolist()
     limited = [f if limit is None else min(f, limit) for f, limit in zip(present, finest, strict=True)]
     if limited != present:
@@ -239,7 +246,7 @@ def _fit(quantizer: FixedQuantizer, weight: Tensor, method: str) -> None:
         return
     weight = weight.detach()
     quantizer.fit(weight)
-    if method != "mse" or isinstance(quantizer, LearnedWidthQuantizer):
+    if method != "mse" or isinstance(quantizer, LearnedWidthQuantizer | AccumulatorQuantizer):
         return
     widest = quantizer.exponents()
     if not quantizer.per_channel:

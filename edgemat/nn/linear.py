@@ -24,9 +24,10 @@ from torch.nn import functional as F
 
 from edgemat.errors import FormatError
 from edgemat.formats import Fixed
+from edgemat.nn.accumulator import AccumulatorQuantizer, limited, limited_batch_statistics
 from edgemat.nn.batch_norm import BatchNorm, folded_scale
 from edgemat.nn.emission import emit, exporting
-from edgemat.nn.layer import Link, QuantLayer, exact_arithmetic
+from edgemat.nn.layer import FLOAT32_EXACT, Link, QuantLayer, exact_arithmetic
 from edgemat.nn.quantizer import FixedQuantizer
 from edgemat.nn.quantizers import weight_quantizer, weight_spec
 from edgemat.nn.rounding import Grid, QuantizeChannels
@@ -107,18 +108,37 @@ class WeightedLayer(QuantLayer):
         shape[self.out_axis] = -1
         return values.view(shape)
 
-    def folded(self) -> tuple[Tensor, Tensor | None]:
-        """Weight (float32) and bias (float64, or None) with the running statistics folded in."""
+    @property
+    def limiter(self) -> AccumulatorQuantizer | None:
+        """The weights' quantiser where it bounds the accumulator, else None."""
+        found = self.weight_quantizer
+        return found if isinstance(found, AccumulatorQuantizer) else None
+
+    def real_weight(self) -> Tensor:
+        """The weight before a batch norm is folded in: the parameter, or with the norm a bounded accumulator leaves."""
+        return self.weight if self.limiter is None else self.limiter.real(self.weight)
+
+    def folding_scale(self) -> Tensor | None:
+        """The factor of each output's weights in folding, float64, or None without a batch norm."""
+        return None if self.norm is None else folded_scale(self.norm)
+
+    def folded(self, weight: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Weight (float32) and bias (float64, or None) with the running statistics folded in.
+
+        Args:
+            weight: `real_weight`, where the caller has it already.
+        """
         norm = self.norm
+        weight = self.real_weight() if weight is None else weight
         if norm is None:
-            return self.weight, None if self.bias is None else self.bias.double()
+            return weight, None if self.bias is None else self.bias.double()
         scale = folded_scale(norm)
         assert norm.running_mean is not None
         bias = -norm.running_mean.double() if self.bias is None else self.bias.double() - norm.running_mean.double()
         bias = bias * scale
         if norm.bias is not None:
             bias = bias + norm.bias.double()
-        return self.weight * self._along_outputs(scale.float()), bias
+        return weight * self._along_outputs(scale.float()), bias
 
     # -- the accumulator ------------------------------------------------------------------------------------------
     def accumulator_exponents(self) -> Tensor:
@@ -128,18 +148,22 @@ class WeightedLayer(QuantLayer):
     def quantized(self) -> tuple[Tensor, Tensor | None]:
         """Weight and bias as deployed: values on their grids, float32 and float64."""
         weight, bias = self.folded()
+        if self.limiter is not None:
+            weight, bias = limited(self, self.limiter, weight, bias)
         weight = self.weight_quantizer(weight)
-        if bias is not None:
-            exponents = self.accumulator_exponents().expand(self.outputs)
-            bias = QuantizeChannels.apply(
-                bias, self.weight_quantizer.frac.detach(), self.bias_grid, exponents, 0, False, None
-            )
-            bias = bias.double()
-        return weight, bias
+        return weight, None if bias is None else self.rounded_bias(bias)
+
+    def rounded_bias(self, bias: Tensor) -> Tensor:
+        """A bias on the accumulator's grid, float64."""
+        exponents = self.accumulator_exponents().expand(self.outputs)
+        points = self.weight_quantizer.frac.detach()
+        return QuantizeChannels.apply(bias, points, self.bias_grid, exponents, 0, False, None).double()
 
     @torch.no_grad()
     def bound(self, weight: Tensor, bias: Tensor | None) -> int:
         """An upper bound of every partial sum, in LSBs of the accumulator."""
+        if self.limiter is not None and 1 << (self.limiter.bits - 1) < FLOAT32_EXACT:
+            return 1 << (self.limiter.bits - 1)
         source = self.aligned_source().reach()
         fan_in = weight.numel() // self.outputs
         offset = 0
@@ -175,11 +199,15 @@ class WeightedLayer(QuantLayer):
     def quantizes_ahead(self) -> bool:
         """Whether batch norm with batch statistics and the next quantiser run in one pass here."""
         norm, quantizer = self.norm, self.next_quantizer
+        if self.limiter is not None:
+            return False
         return norm is not None and norm.uses_batch_statistics and quantizer is not None and quantizer.takes_affine
 
     def _exact(self, x: Tensor) -> Tensor:
         if self.observing:
             weight, bias = self.folded()
+            if self.limiter is not None:
+                weight, bias = limited(self, self.limiter, weight, bias)
             weight = self.weight_quantizer(weight)
             return self.apply_weight(x.float(), weight.float(), None if bias is None else bias.float())
         weight, bias, bound = self.deployed()
@@ -223,6 +251,8 @@ class WeightedLayer(QuantLayer):
         return quantizer.folded(self.weight, scale).float()
 
     def _batch_statistics(self, x: Tensor, norm: BatchNorm) -> Tensor:
+        if self.limiter is not None:
+            return limited_batch_statistics(self, self.limiter, x.float(), norm)
         weight = self._folded_weight(norm)
         y = self.apply_weight(x.float(), weight, self.bias)
         if self.quantizes_ahead:
@@ -248,8 +278,11 @@ class WeightedLayer(QuantLayer):
         codes = self.weight_quantizer.codes(weight)
         self._formats = {"w_format": str(self.weight_quantizer.format), **self.weight_quantizer.promises}
         self.register_buffer("weight_codes", codes.to(torch.int32))
+        exponents = self.accumulator_exponents()
+        if self.limiter is not None:
+            sums = Fixed(self.limiter.bits, 0, True, "TRN", "WRAP")
+            self._formats["accumulator"] = str(sums.with_frac(exponents.tolist()))
         if bias is not None:
-            exponents = self.accumulator_exponents()
             self.register_buffer("bias_codes", torch.ldexp(bias, exponents).to(torch.int32))
             fracs = exponents.tolist()
             self._formats["b_format"] = str(Fixed(self.bias_grid.width, 0).with_frac(fracs))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from edgemat.errors import FormatError
 from edgemat.formats import Fixed
+from edgemat.nn.accumulator import AccumulatorQuantizer
 from edgemat.nn.bipolar import BipolarQuantizer
 from edgemat.nn.khot import KHotQuantizer
 from edgemat.nn.learned_activation import LearnedActivationQuantizer
@@ -39,6 +41,8 @@ def weight_quantizer(
         FormatError: if stated binary points do not match the channels.
     """
     check_points(spec.format, outputs, label)
+    if len(shape) < 2:
+        spec = replace(spec, accumulator=None)  # scales and slopes multiply, they do not sum
     if spec.format.bipolar:
         _check_bipolar(spec, label)
         return BipolarQuantizer(role="weights")
@@ -46,6 +50,11 @@ def weight_quantizer(
         _check_khot(spec, label)
         learned = spec.groups == "channel" and spec.format.int_bits is None
         return KHotQuantizer(spec.format, spec.khot, channels=outputs if learned else None, axis=axis)
+    if spec.accumulator is not None:
+        _check_accumulator(spec, axis, label)
+        learned = spec.groups == "channel" and spec.format.int_bits is None
+        channels = outputs if learned else None
+        return AccumulatorQuantizer(spec.format, spec.accumulator, shape[axis], spec.accumulator_bound, channels, axis)
     if spec.learn_width or (spec.groups not in ("tensor", "channel") and spec.format.int_bits is None):
         return LearnedWidthQuantizer(spec.format, shape, outputs, axis, spec.groups)
     learned = spec.groups == "channel" and spec.format.int_bits is None
@@ -97,6 +106,22 @@ def _check_khot(spec: WeightSpec, label: str) -> None:
     ):
         if wrong:
             raise FormatError(
-                f"{label} has khot={spec.khot} and {found}, expected one of the two; leave the other setting out, or state "
-                "both in rules for different layers"
+                f"{label} has khot={spec.khot} and {found}, expected one of the two; leave the other setting "
+                "out, or state them in rules for different layers"
+            )
+
+
+def _check_accumulator(spec: WeightSpec, axis: int, label: str) -> None:
+    """Refuses what a bound on the accumulator cannot be combined with."""
+    grouped = spec.groups not in ("tensor", "channel") and spec.format.int_bits is None
+    for found, wrong in (
+        ("a learned width", spec.learn_width),
+        ("a binary point per weight or group of inputs", grouped),
+        ("points from statistics", spec.points != "learned"),
+        ("a transposed convolution, whose sums overlap", axis != 0),
+    ):
+        if wrong:
+            raise FormatError(
+                f"{label} has accumulator={spec.accumulator} and {found}, expected one of the two; a rule for this "
+                "layer can set accumulator=None, or leave the other setting out"
             )
