@@ -52,8 +52,8 @@ def ompq(
         bits: Widths to choose from, 1 to 32.
         average_bits: The budget as mean bits per weight; 4 where neither budget is given.
         size_bytes: The budget as bytes of all weights, packed.
-        recipe: What the result builds on. Layers whose weights it states apart from the others (in a rule, `types`,
-            `first` or `last`) keep that width and count in the budget.
+        recipe: What the result builds on. Layers whose weights it states on their own (in a rule, `types`, `first` or
+            `last`) keep that width and count in the budget.
         beta: How strongly importance falls with similarity; the paper's 10 by default.
         samples: Samples the similarities are taken from.
 
@@ -80,10 +80,9 @@ def ompq(
     coefficients = _coefficients(_importance(grams, beta))
     sizes = np.array([layer.weight.numel() for layer in layers], dtype=np.float64)
     total = (4.0 if average_bits is None else average_bits) * sizes.sum() if size_bytes is None else 8.0 * size_bytes
-    assert not isinstance(recipe.weights, str)
+    stated = _stated(model, recipe)
     choices = [
-        widths if layer.weight_quantizer.width == recipe.weights.width else [layer.weight_quantizer.width]
-        for layer in layers
+        [layer.weight_quantizer.width] if name in stated else widths for name, layer in zip(names, layers, strict=True)
     ]
     least = float(sum(n * options[0] for n, options in zip(sizes, choices, strict=True)))
     if least > total:
@@ -108,9 +107,10 @@ def ompq(
         )
     chosen = {names[i]: b for (i, b), x in zip(variables, solved.x, strict=True) if x > 0.5}
     rules: dict[Any, Any] = dict(recipe.rules)
-    for name, options in zip(names, choices, strict=True):
-        if len(options) > 1 or options == widths:
-            rules[name] = {**rules.get(name, {}), "weights": replace(recipe.weights, width=chosen[name], int_bits=None)}
+    for name in names:
+        if name not in stated:
+            fmt = replace(recipe.weights, width=chosen[name], int_bits=None)  # type: ignore[type-var]
+            rules[name] = {**rules.get(name, {}), "weights": fmt}
     return replace(recipe, rules=rules)
 
 
@@ -154,6 +154,15 @@ def _grams(
         norm = np.linalg.norm(gram)
         grams.append(gram / norm if norm > 0 else gram)
     return [name for name, _ in reached], [layer for _, layer in reached], grams
+
+
+def _stated(model: nn.Module, recipe: Recipe) -> set[str]:
+    """Layers whose width does not follow the recipe's own `weights`: a rule of theirs states it."""
+    found = [
+        {name: layer.weight_quantizer.width for name, layer in weighted_layers(quantize(model, variant))}
+        for variant in (replace(recipe, weights=f"fixed<{width}>") for width in (2, 3))
+    ]
+    return {name for name, width in found[0].items() if found[1][name] == width}
 
 
 def _importance(grams: list[np.ndarray], beta: float) -> np.ndarray:
