@@ -171,7 +171,7 @@ def arguments_of(network: nn.Module, batch: Any) -> Arguments | None:
 
     A tensor is the input, a mapping gives inputs by name, of a sequence the surplus items (labels) are left out.
     """
-    names = _input_names(network)
+    names = input_names(network)
     if isinstance(batch, Tensor):
         return Arguments((batch.detach(),)) if batch.is_floating_point() else None
     if isinstance(batch, Mapping):
@@ -184,7 +184,8 @@ def arguments_of(network: nn.Module, batch: Any) -> Arguments | None:
     return None
 
 
-def _input_names(network: nn.Module) -> list[str]:
+def input_names(network: nn.Module) -> list[str]:
+    """The names of a network's inputs, in order."""
     if isinstance(network, fx.GraphModule):
         return [str(node.target) for node in network.graph.nodes if node.op == "placeholder"]
     found = inspect.signature(network.forward).parameters.values()
