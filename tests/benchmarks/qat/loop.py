@@ -27,8 +27,9 @@ def train(
     epochs: int,
     rate: float,
     groups: list[dict[str, Any]] | None = None,
-    penalty: Callable[[int, int], torch.Tensor] | None = None,
+    penalty: Callable[[], torch.Tensor] | None = None,
     after_epoch: Callable[[int], None] | None = None,
+    after_step: Callable[[], None] | None = None,
 ) -> None:
     """Adam on the cross entropy; every group keeps its ratio to the peak learning rate.
 
@@ -39,8 +40,9 @@ def train(
         epochs: Passes over the samples.
         rate: Peak learning rate of groups without one.
         groups: Parameter groups, by default all parameters.
-        penalty: Added to the loss, given the step and the number of steps.
+        penalty: Added to the loss.
         after_epoch: Called with the epoch that ended.
+        after_step: Called after each of the optimiser's steps.
     """
     x, y = torch.from_numpy(split.x), torch.from_numpy(split.y)
     optimizer = torch.optim.Adam(groups or [{"params": list(model.parameters())}], lr=rate)
@@ -53,10 +55,12 @@ def train(
                 group["lr"] = learning_rate(step, steps, peak)
             loss = F.cross_entropy(model(x[rows]), y[rows])
             if penalty is not None:
-                loss = loss + penalty(step, steps)
+                loss = loss + penalty()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+            if after_step is not None:
+                after_step()
             step += 1
         if after_epoch is not None:
             after_epoch(epoch)

@@ -34,9 +34,12 @@ def recipe(job: Job) -> edgemat.Recipe:
 def run(job: Job, folder: Path) -> dict[str, Any]:
     """Trains and verifies one point."""
     split, model = load(job), float_start.model(job, folder)
-    q = edgemat.quantize(model, recipe(job))
-    edgemat.calibrate(q, loop.calibration_batches(split), method="mse")
-    if job.method != "ptq":
+    batches = loop.calibration_batches(split)
+    if job.method == "ptq":
+        q = edgemat.ptq(model, batches, recipe(job))
+    else:
+        q = edgemat.quantize(model, recipe(job))
+        edgemat.calibrate(q, batches, method="mse")
         train(q, split, job)
     q.eval()
     return {
@@ -47,12 +50,10 @@ def run(job: Job, folder: Path) -> dict[str, Any]:
 
 
 def train(q: nn.Module, split: Split, job: Job) -> None:
-    """QFX with the binary points in a group of their own, as docs/training.md says."""
-    points = [p for name, p in q.named_parameters() if name.endswith("frac")]
-    others = [p for name, p in q.named_parameters() if not name.endswith("frac")]
+    """QFX; binary points are a parameter group of their own."""
     rate = float(job.option("rate", job.budget.rate))
-    slow = rate * float(job.option("points", 1.0))
-    loop.train(q, split, job, job.budget.epochs, rate, [{"params": others}, {"params": points, "lr": slow}])
+    groups = edgemat.parameter_groups(q, rate, rate * float(job.option("points", 1.0)))
+    loop.train(q, split, job, job.budget.epochs, rate, groups)
 
 
 def verified(q: nn.Module, split: Split, job: Job) -> dict[str, Any]:

@@ -1,12 +1,11 @@
 """edgemat's accuracy/EBOPs front: a width for each weight and each activation channel, under a growing cost.
 
-Of the epochs' networks those that no other beats in both validation accuracy and EBOPs are exported, counted from the
-file's own integers and verified on every backend.
+`edgemat.Front` keeps the epochs' networks that no other beats in both validation accuracy and EBOPs; they are exported,
+counted from the file's own integers and verified on every backend.
 """
 
 from __future__ import annotations
 
-import copy
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -17,10 +16,8 @@ from torch import nn
 
 import edgemat
 from edgemat.lower import read
-from edgemat.nn import QuantLinear
 from tests.benchmarks.qat import bits, float_start, loop
-from tests.benchmarks.qat.protocol import Job, Split, cost_weight, load
-from tests.benchmarks.qat.statistics import undominated
+from tests.benchmarks.qat.protocol import Job, Split, load
 from tests.benchmarks.qat.train_edgemat import BACKENDS, input_format
 
 VERIFIED = 200
@@ -36,19 +33,6 @@ def recipe(job: Job) -> edgemat.Recipe:
         weight_groups="weight",
         activation_groups="channel",
     )
-
-
-def layers(q: nn.Module) -> list[tuple[Any, Any]]:
-    """Each dense layer and the quantiser of its input."""
-    return [(part, part.source()) for part in q.modules() if isinstance(part, QuantLinear)]
-
-
-def ebops(q: nn.Module) -> torch.Tensor:
-    """The differentiable count."""
-    total = torch.zeros(())
-    for layer, source in layers(q):
-        total = total + (layer.weight_quantizer.bits() * source.bits()).sum()
-    return total
 
 
 def count(path: Path) -> tuple[int, int]:
@@ -70,31 +54,32 @@ def run(job: Job, folder: Path) -> dict[str, Any]:
     split, model = load(job), float_start.model(job, folder)
     q = edgemat.quantize(model, recipe(job))
     edgemat.calibrate(q, loop.calibration_batches(split))
+    rate = float(job.option("rate", job.budget.rate))
+    groups = edgemat.parameter_groups(q, rate, rate * float(job.option("points", 1.0)))
+    steps = job.budget.epochs * (len(split.x) // job.budget.batch)
     first, last = float(job.option("first", 1e-6)), float(job.option("last", 1e-3))
-    rate, ratio = float(job.option("rate", job.budget.rate)), float(job.option("points", 1.0))
-    points = [p for n, p in q.named_parameters() if n.endswith(("frac", "whole"))]
-    others = [p for n, p in q.named_parameters() if not n.endswith(("frac", "whole"))]
+    ramp = edgemat.CostRamp(q, "ebops", start=first, stop=last, steps=steps)
     found: list[dict[str, Any]] = []
-    states: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as name:
+        front = edgemat.Front(name)
 
-    def penalty(step: int, steps: int) -> torch.Tensor:
-        return cost_weight(step, steps, first, last) * ebops(q)
+        def after_epoch(epoch: int) -> None:
+            q.eval()
+            reached = {
+                "validation": loop.accuracy(q, split.x_validation, split.y_validation),
+                "test": loop.accuracy(q, split.x_test, split.y_test),
+            }
+            cost = float(edgemat.cost(q, "ebops"))
+            found.append({"epoch": epoch, "ebops": cost, **reached})
+            front.offer(q, reached["validation"], cost)
 
-    def after(epoch: int) -> None:
-        q.eval()
-        reached = {
-            "validation": loop.accuracy(q, split.x_validation, split.y_validation),
-            "test": loop.accuracy(q, split.x_test, split.y_test),
-        }
-        found.append({"epoch": epoch, "ebops": int(ebops(q)), **reached})
-        states.append(copy.deepcopy(q.state_dict()))
-
-    groups: list[dict[str, Any]] = [{"params": others}, {"params": points, "lr": rate * ratio}]
-    loop.train(q, split, job, job.budget.epochs, rate, groups, penalty, after)
-    for i in undominated(found):
-        q.load_state_dict(states[i])
-        found[i] |= exported(q.eval(), split)
-    return {"points": found}
+        loop.train(q, split, job, job.budget.epochs, rate, groups, ramp.penalty, after_epoch, ramp.step)
+        for point in front.points:
+            front.load(q, point)
+            place = next(p for p in found if (p["validation"], p["ebops"]) == (point.accuracy, point.cost))
+            place["reported"] = place["ebops"]
+            place |= exported(q.eval(), split)
+    return {"points": [p for p in found if "verified" in p]}
 
 
 def exported(q: nn.Module, split: Split) -> dict[str, Any]:
