@@ -64,7 +64,7 @@ class ConstantArray:
 
 def code_type(fmt: Fixed) -> str:
     """The C++ type of a code of `fmt`."""
-    return f"ap_int<{fmt.width}>" if fmt.signed else f"ap_uint<{fmt.width}>"
+    return f"ap_int<{fmt.storage_width}>" if fmt.signed else f"ap_uint<{fmt.storage_width}>"
 
 
 def signed_width(lo: int, hi: int) -> int:
@@ -120,6 +120,10 @@ class ConfigBuilder:
         else:
             wide = not -(1 << 31) < value < 1 << 31
             self.constants.append(Member("long long" if wide else "int", name, integer(int(value))))
+
+    def named(self, name: str, enumerator: str) -> None:
+        """A constant that is one of the library's enumerators."""
+        self.constants.append(Member("int", name, f"edgemat::{enumerator}"))
 
     def array(self, key: str, values: np.ndarray) -> ConstantArray:
         # No underscore in the key: node `a` with key `exp_table` and node `a_exp` with key `table` must not meet.
@@ -191,6 +195,10 @@ class ConfigBuilder:
         self.constants.append(Member("int", "overflow", f"edgemat::{fused.overflow}"))
         self.constant("shift_min", min(shifts))
         self.constant("shift_max", max(shifts))
+        widths = fused.format.widths
+        self.constant("narrowed", widths is not None)
+        if widths is not None:
+            self.look_up("bits", np.asarray(widths, dtype=np.int64))
         if len(shifts) == 1:
             self.accessor("int", "shift(int)", f"return {shifts[0]};")
         else:

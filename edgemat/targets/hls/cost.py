@@ -32,6 +32,7 @@ class ProcessCost:
         ii_cycles: between the starts of two samples.
         multipliers: multiplications by constants or variables per cycle.
         macs: multiplications per sample.
+        shift_adds: shifted terms added per sample in place of multiplications (K-hot constants).
         memory_bits: constants, line buffers and held samples.
         fifo_depths: beats of each FIFO it writes, by channel.
         fifo_bits: bits of those FIFOs.
@@ -43,6 +44,7 @@ class ProcessCost:
     ii_cycles: int
     multipliers: int
     macs: int
+    shift_adds: int
     memory_bits: int
     fifo_depths: dict[str, int]
     fifo_bits: int
@@ -62,6 +64,7 @@ class DesignCost:
     bottleneck: str
     multipliers: int
     macs: int
+    shift_adds: int
     memory_bits: int
     fifo_bits: int
     processes: tuple[ProcessCost, ...]
@@ -102,6 +105,7 @@ def design_cost(design: Design) -> DesignCost:
         bottleneck,
         sum(c.multipliers for c in costs),
         sum(c.macs for c in costs),
+        sum(c.shift_adds for c in costs),
         sum(c.memory_bits for c in costs),
         sum(c.fifo_bits for c in costs),
         tuple(costs),
@@ -111,7 +115,7 @@ def design_cost(design: Design) -> DesignCost:
 def _process_cost(design: Design, process: Process) -> ProcessCost:
     inner = [c for c in process.outputs if not c.port] if design.stream else []
     cycles = _cycles(design, process)
-    arrays = 0 if design.stream else sum(c.size * c.tensor.format.width for c in process.outputs if not c.port)
+    arrays = 0 if design.stream else sum(c.size * c.tensor.format.storage_width for c in process.outputs if not c.port)
     return ProcessCost(
         process.step.name if process.step is not None else process.label,
         process.step.stem if process.step is not None else process.label.partition("_")[0],
@@ -119,6 +123,7 @@ def _process_cost(design: Design, process: Process) -> ProcessCost:
         cycles,
         process.multipliers,
         process.macs,
+        process.shift_adds,
         sum(a.bits for a in process.arrays) + process.buffer_bits + arrays,
         {c.name: c.depth for c in inner},
         sum(c.depth * c.width for c in inner),

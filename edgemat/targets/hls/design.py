@@ -170,7 +170,7 @@ class _Builder:
         for name, tensor in self.tensors.items():
             key = find(name)
             extents.setdefault(key, []).append(tensor.shape[-1] if tensor.shape else 1)
-            widths[key] = max(widths.get(key, 1), tensor.format.width)
+            widths[key] = max(widths.get(key, 1), tensor.format.storage_width)
         for step in self.steps:
             lanes = self.plan.node(step.name).lanes
             if lanes is not None:
@@ -309,7 +309,7 @@ class _Builder:
         """A process that streams a constant operand, once per sample."""
         lanes = self.lanes[step.outputs[0].name] if step.stem in BINARY else 1
         extent = tensor.shape[-1] if tensor.shape else 1
-        lanes = common_lanes([extent], tensor.format.width, self.plan.beat_bits, lanes)
+        lanes = common_lanes([extent], tensor.format.storage_width, self.plan.beat_bits, lanes)
         channel = Channel(self.names(name), tensor, code_type(tensor.format), lanes)
         self.design.channels.append(channel)
         self.design.processes.append(

@@ -47,7 +47,7 @@ class Channel:
     @property
     def width(self) -> int:
         """Bits of a beat."""
-        return self.lanes * self.tensor.format.width
+        return self.lanes * self.tensor.format.storage_width
 
 
 @dataclass(frozen=True)
@@ -245,6 +245,7 @@ class Process:
         multipliers: multiplications per cycle.
         macs: multiplications per sample.
         buffer_bits: bits of line buffers and held samples.
+        shift_adds: shifted terms that are added per sample in place of multiplications by K-hot constants.
     """
 
     label: str
@@ -261,6 +262,7 @@ class Process:
     macs: int = 0
     buffer_bits: int = 0
     traced: tuple[Channel, ...] = field(default=())
+    shift_adds: int = 0
 
     @property
     def call(self) -> str:

@@ -52,6 +52,7 @@ class PortText:
     overflow: str
     fracs: str
     frac_count: int
+    widths: str
 
 
 @dataclass(frozen=True)
@@ -164,6 +165,7 @@ class Project:
             fmt.overflow,
             ", ".join(map(str, fmt.fracs)),
             len(fmt.fracs),
+            ", ".join(map(str, fmt.widths or ())),
         )
 
     def _parameter(self, port: PortText) -> str:
@@ -177,7 +179,10 @@ class Project:
         for channel in (*self.design.inputs, *self.design.outputs):
             if self.stream_ports:
                 lines.append(f"INTERFACE mode=axis port={channel.name}")
-            elif self.port_kind == "registers" and channel.size * channel.tensor.format.width <= REGISTER_PORT_BITS:
+            elif (
+                self.port_kind == "registers"
+                and channel.size * channel.tensor.format.storage_width <= REGISTER_PORT_BITS
+            ):
                 lines.append(f"ARRAY_RESHAPE variable={channel.name} type=complete dim=0")
                 lines.append(f"INTERFACE mode=ap_vld port={channel.name}")
             else:

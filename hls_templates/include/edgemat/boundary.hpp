@@ -10,10 +10,15 @@
 namespace edgemat {
 
 // code = overflow(round(value * 2**frac_bits)); false where there is none: NaN, or an infinity under WRAP.
-// Scaling a float32 by a power of two is exact in a double.
+// Scaling a float32 by a power of two is exact in a double. `bits` is the width of the code's channel; that
+// of T under WRAP.
 template <int ROUNDING, int OVERFLOW, class T>
-bool quantize_code(float value, int frac_bits, T& code) {
+bool quantize_code(float value, int frac_bits, T& code, int bits = code_traits<T>::width) {
     if (std::isnan(value) || (OVERFLOW == WRAP && std::isinf(value))) return false;
+    if (OVERFLOW == SIGN || bits == 0) {
+        code = T(bits == 0 ? 0 : value < 0.0F ? -1 : 1);
+        return true;
+    }
     const double scaled = std::ldexp(static_cast<double>(value), frac_bits);
     double rounded = scaled;
     if (!std::isinf(scaled)) {
@@ -24,7 +29,7 @@ bool quantize_code(float value, int frac_bits, T& code) {
         rounded = floor_code + (rounds_up<ROUNDING>(scaled < 0.0, fraction >= 0.5, rest, odd) ? 1.0 : 0.0);
     }
     typedef code_traits<T> traits;
-    const int magnitude = traits::is_signed ? traits::width - 1 : traits::width;
+    const int magnitude = traits::is_signed ? bits - 1 : bits;
     const double above = std::ldexp(1.0, magnitude);
     const double low = !traits::is_signed ? 0.0 : OVERFLOW == SAT_SYM ? 1.0 - above : -above;
     if (OVERFLOW == WRAP) {
@@ -50,12 +55,15 @@ bool quantize_code(float value, int frac_bits, T& code) {
     return true;
 }
 
-// Channels last: element i has the binary point i % frac_count.
+// Channels last: element i has the binary point i % frac_count, and so the width where `widths` is given.
 template <int ROUNDING, int OVERFLOW, class T>
-bool quantize_codes(const float* values, T* codes, int size, const int* frac_bits, int frac_count) {
+bool quantize_codes(const float* values, T* codes, int size, const int* frac_bits, int frac_count,
+                    const int* widths = 0) {
     bool all = true;
     for (int i = 0; i < size; i++) {
-        all = quantize_code<ROUNDING, OVERFLOW>(values[i], frac_bits[i % frac_count], codes[i]) && all;
+        const int channel = i % frac_count;
+        const int bits = widths ? widths[channel] : static_cast<int>(code_traits<T>::width);
+        all = quantize_code<ROUNDING, OVERFLOW>(values[i], frac_bits[channel], codes[i], bits) && all;
     }
     return all;
 }

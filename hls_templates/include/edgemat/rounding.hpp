@@ -9,8 +9,8 @@ namespace edgemat {
 
 // The seven rounding modes; each equals the AP_ mode of the same name.
 enum rounding_mode { TRN, TRN_ZERO, RND, RND_ZERO, RND_INF, RND_MIN_INF, RND_CONV };
-// The four overflow modes.
-enum overflow_mode { WRAP, SAT, SAT_SYM, SAT_ZERO };
+// The four overflow modes, and that of bipolar codes: -1 below 0, else +1.
+enum overflow_mode { WRAP, SAT, SAT_SYM, SAT_ZERO, SIGN };
 
 // Whether the floor must be incremented. `negative`: sign of the exact value; `half`: the fraction is at
 // least one half; `rest`: the fraction differs from 0 and from one half (below or above); `odd`: lowest bit
@@ -25,6 +25,17 @@ inline bool rounds_up(bool negative, bool half, bool rest, bool odd) {
            : ROUNDING == RND_MIN_INF ? half && rest
            : ROUNDING == RND_CONV    ? half && (rest || odd)
                                      : false;
+}
+
+// A code shifted left by a variable number of bits, which no multiplier need do; the caller's type holds it.
+inline long long left_shifted(long long code, unsigned bits) {
+#pragma HLS INLINE
+    return static_cast<long long>(static_cast<unsigned long long>(code) << bits);
+}
+template <int W>
+inline ap_int<W> left_shifted(ap_int<W> code, unsigned bits) {
+#pragma HLS INLINE
+    return code << bits;
 }
 
 // A rounded right shift by SHIFT > 0 bits of a code that W bits hold. Multiplying by a power of two is a left
@@ -83,6 +94,7 @@ inline Y limit(typename carrier<W>::type code) {
 #pragma HLS INLINE
     const int y_width = code_traits<Y>::width;
     const bool y_signed = code_traits<Y>::is_signed;
+    if (OVERFLOW == SIGN) return code < 0 ? Y(-1) : Y(1);
     if (OVERFLOW == WRAP || (y_signed && W <= y_width && OVERFLOW != SAT_SYM)) return Y(code);
     typedef typename carrier<y_width + 2>::type bound_t;
     const bound_t above = bound_t(1) << (y_signed ? y_width - 1 : y_width);
@@ -93,6 +105,41 @@ inline Y limit(typename carrier<W>::type code) {
     return Y(code);
 }
 
+// The same for a channel whose code has `bits` bits, 0 (the code is always 0) to those of Y. The two shifts
+// at the end change nothing; where `bits` is constant they tell the synthesiser how narrow the code is.
+template <int OVERFLOW, class Y, int W>
+inline Y limit_channel(typename carrier<W>::type code, int bits) {
+#pragma HLS INLINE
+    const int y_width = code_traits<Y>::width;
+    const bool y_signed = code_traits<Y>::is_signed;
+    if (bits == 0) return Y(0);
+    typedef typename carrier<y_width + 2>::type bound_t;
+    const bound_t above = bound_t(1) << (y_signed ? bits - 1 : bits);
+    const bound_t high = above - 1;
+    const bound_t low = y_signed ? bound_t(OVERFLOW == SAT_SYM ? 1 - above : 0 - above) : bound_t(0);
+    const Y limited = code > high ? Y(high) : code < low ? Y(low) : Y(code);
+    const int spare = y_width - bits;
+    return Y(Y(limited << spare) >> spare);
+}
+
+// Round one code; `result` bits hold what comes out.
+// \tparam ROUNDING  mode
+// \tparam SHIFT_MIN, SHIFT_MAX  bounds of `shift` over all channels; equal when there is one binary point
+template <int ROUNDING, int SHIFT_MIN, int SHIFT_MAX, int W>
+struct rounder {
+    // Align all channels to the largest shift, so that one constant rounding position serves them all.
+    static const int width = W + SHIFT_MAX - SHIFT_MIN;
+    typedef shifter<ROUNDING, SHIFT_MAX, (SHIFT_MAX > 0)> shifter_t;
+    static const int result = shifter_t::template bits<width>::result;
+    static typename carrier<result>::type apply(ap_int<W> code, int shift) {
+#pragma HLS INLINE
+        typedef typename carrier<width + 1>::type wide_t;
+        typename carrier<width>::type aligned = operand(code);
+        if (SHIFT_MAX > SHIFT_MIN) aligned = left_shifted(wide_t(aligned), unsigned(SHIFT_MAX - shift));
+        return shifter_t::template apply<width>(aligned);
+    }
+};
+
 // Requantize one code.
 // \tparam ROUNDING, OVERFLOW  modes
 // \tparam SHIFT_MIN, SHIFT_MAX  bounds of `shift` over all channels; equal when there is one binary point
@@ -101,24 +148,42 @@ inline Y limit(typename carrier<W>::type code) {
 template <int ROUNDING, int OVERFLOW, int SHIFT_MIN, int SHIFT_MAX, class Y, int W>
 inline Y requantize_code(ap_int<W> code, int shift) {
 #pragma HLS INLINE
-    // Align all channels to the largest shift, so that one constant rounding position serves them all.
-    const int width = W + SHIFT_MAX - SHIFT_MIN;
-    typedef shifter<ROUNDING, SHIFT_MAX, (SHIFT_MAX > 0)> shifter_t;
-    typedef typename carrier<width + 1>::type wide_t;
-    typename carrier<width>::type aligned = operand(code);
-    if (SHIFT_MAX > SHIFT_MIN) aligned = aligned * (wide_t(1) << (SHIFT_MAX - shift));
-    const int rounded_width = shifter_t::template bits<width>::result;
-    return limit<OVERFLOW, Y, rounded_width>(shifter_t::template apply<width>(aligned));
+    typedef rounder<ROUNDING, SHIFT_MIN, SHIFT_MAX, W> rounder_t;
+    return limit<OVERFLOW, Y, rounder_t::result>(rounder_t::apply(code, shift));
+}
+
+// Requantize one code of a channel of `bits` bits.
+template <int ROUNDING, int OVERFLOW, int SHIFT_MIN, int SHIFT_MAX, class Y, int W>
+inline Y requantize_channel(ap_int<W> code, int shift, int bits) {
+#pragma HLS INLINE
+    typedef rounder<ROUNDING, SHIFT_MIN, SHIFT_MAX, W> rounder_t;
+    return limit_channel<OVERFLOW, Y, rounder_t::result>(rounder_t::apply(code, shift), bits);
 }
 
 // The epilogue of an operator: `exact` is the accumulator's code, C tells whether and how it is requantised.
-// C: acc_t, y_t, requantized, rounding, overflow, shift_min, shift_max, shift(channel).
-template <class C, bool REQUANTIZED>
-struct epilogue {
+// C: acc_t, y_t, requantized, rounding, overflow, shift_min, shift_max, shift(channel), narrowed (channels
+// have widths of their own) and then bits(channel).
+template <class C, bool NARROWED>
+struct requantizer {
+    static typename C::y_t apply(typename C::acc_t exact, int channel) {
+#pragma HLS INLINE
+        return requantize_channel<C::rounding, C::overflow, C::shift_min, C::shift_max, typename C::y_t>(
+            exact, C::shift(channel), C::bits(channel));
+    }
+};
+template <class C>
+struct requantizer<C, false> {
     static typename C::y_t apply(typename C::acc_t exact, int channel) {
 #pragma HLS INLINE
         return requantize_code<C::rounding, C::overflow, C::shift_min, C::shift_max, typename C::y_t>(
             exact, C::shift(channel));
+    }
+};
+template <class C, bool REQUANTIZED>
+struct epilogue {
+    static typename C::y_t apply(typename C::acc_t exact, int channel) {
+#pragma HLS INLINE
+        return requantizer<C, C::narrowed>::apply(exact, channel);
     }
 };
 template <class C>
