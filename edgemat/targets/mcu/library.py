@@ -205,6 +205,7 @@ class Project:
         needed = set(_HEADERS)
         for variant in self.variants:
             needed |= {variant.file, *_INCLUDED.get(variant.file, ())}
+            needed |= {"edgemat_shift_add.h"} if any(macro == "EM_DIGITS" for macro, _ in variant.macros) else set()
         folder = kernel_folder()
         for name in sorted(needed):
             found[f"kernels/{name}"] = folder.joinpath(name).read_text(encoding="utf-8")

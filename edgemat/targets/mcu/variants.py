@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from edgemat.errors import UnsupportedOpError
+from edgemat.signed_digits import pack_digits
 from edgemat.targets.layout import Step
 from edgemat.targets.mcu.epilogue import EpilogueChoice, overflow_kind, overflow_macros, overflow_name
 from edgemat.targets.mcu.storage import ConstantArray, array_storage, c_type, size_of, storage
@@ -196,8 +197,9 @@ def _plan(step: Step) -> KernelCall:
             )
         return _moving(step, y, params)
     signs = signs_file(step)
-    arrays = _arrays(step, y, bool(signs))
-    macros = [("EM_X", c_type(x[0]))]
+    codes = _arrays(step, y, bool(signs))
+    arrays, digit_macros, digit_name = (codes, [], []) if signs else packed_digits(step, codes)
+    macros = [("EM_X", c_type(x[0])), *digit_macros]
     name = [step.stem, x[0]]
     if len(x) > 1:
         macros.append(("EM_X1", c_type(x[1])))
@@ -205,6 +207,7 @@ def _plan(step: Step) -> KernelCall:
     if arrays and step.stem != "table" and arrays[0] is not None:
         macros.append(("EM_W", c_type(arrays[0].element)))
         name.append(arrays[0].element)
+    name += digit_name
     if "bias" in kernel.arrays:
         bias = arrays[kernel.arrays.index("bias")]
         macros.append(("EM_B", c_type(bias.element if bias else "s32")))
@@ -217,7 +220,7 @@ def _plan(step: Step) -> KernelCall:
     widths: tuple[int, ...] = ()
     if kernel.epilogue:
         # Bits say nothing of an accumulator's reach.
-        choice = EpilogueChoice(step, [None if signs and i == 0 else array for i, array in enumerate(arrays)])
+        choice = EpilogueChoice(step, [None if signs and i == 0 else array for i, array in enumerate(codes)])
         shift, widths = choice.shift, choice.widths
         macros += choice.macros
         name += choice.name
@@ -301,6 +304,24 @@ def sign_rows(rows: np.ndarray) -> np.ndarray:
     bits = np.zeros((len(rows), -(-rows.shape[1] // WORD_BITS) * WORD_BITS), np.int64)
     bits[:, : rows.shape[1]] = rows < 0
     return (bits.reshape(-1, WORD_BITS) << np.arange(WORD_BITS, dtype=np.int64)).sum(axis=1)
+
+
+def packed_digits(
+    step: Step, arrays: list[ConstantArray | None]
+) -> tuple[list[ConstantArray | None], list[tuple[str, str]], list[str]]:
+    """K-hot constants as words of packed digits, with the macros and the name of their layout; others as they are.
+
+    Words hold all their digits where that is possible (edgemat_shift_add.h), so that the kernel asks nothing.
+    """
+    khot = int(step.params.get("khot", 0))
+    if not khot or arrays[0] is None:
+        return arrays, [], []
+    packed = pack_digits(arrays[0].values, khot, dense=True)
+    element = "u8" if packed.width <= 8 else "u16" if packed.width <= 16 else "u32"
+    layout = {"EM_DIGITS": packed.count, "EM_DIGIT_BITS": packed.field_bits, "EM_DIGIT_NONE": packed.none}
+    macros = [(key, f"{value}u" if key == "EM_DIGIT_NONE" else str(value)) for key, value in layout.items()]
+    words = ConstantArray(arrays[0].role, element, packed.words)
+    return [words, *arrays[1:]], macros, [f"d{packed.count}x{packed.field_bits}n{packed.none}"]
 
 
 def _arrays(step: Step, y: str, signs: bool = False) -> list[ConstantArray | None]:
