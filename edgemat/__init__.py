@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from edgemat.formats import Fixed
     from edgemat.lower import to_onnx
     from edgemat.nn import calibrate, quantize
+    from edgemat.nn.accumulator import accumulator_penalty
+    from edgemat.nn.cost import CostRamp, CostTarget, Front, cost, cost_table
     from edgemat.nn.training import (
         DistillationLoss,
         OscillationTracker,
@@ -40,10 +42,13 @@ if TYPE_CHECKING:
     from edgemat.verification.verify import verify
 
 _HOMES = {
+    "CostRamp": "edgemat.nn.cost",
+    "CostTarget": "edgemat.nn.cost",
     "DistillationLoss": "edgemat.nn.training",
     "EdgematError": "edgemat.errors",
     "Fixed": "edgemat.formats",
     "FormatError": "edgemat.errors",
+    "Front": "edgemat.nn.cost",
     "LoweringError": "edgemat.errors",
     "OscillationTracker": "edgemat.nn.training",
     "ParityError": "edgemat.errors",
@@ -52,7 +57,10 @@ _HOMES = {
     "Simulator": "edgemat.sim",
     "ToolchainError": "edgemat.errors",
     "UnsupportedOpError": "edgemat.errors",
+    "accumulator_penalty": "edgemat.nn.accumulator",
     "calibrate": "edgemat.nn",
+    "cost": "edgemat.nn.cost",
+    "cost_table": "edgemat.nn.cost",
     "export": "edgemat.exporting",
     "freeze_batch_norm": "edgemat.nn.training",
     "load_float": "edgemat.nn.training",
@@ -65,10 +73,13 @@ _HOMES = {
 }
 
 __all__ = [
+    "CostRamp",
+    "CostTarget",
     "DistillationLoss",
     "EdgematError",
     "Fixed",
     "FormatError",
+    "Front",
     "LoweringError",
     "OscillationTracker",
     "ParityError",
@@ -77,7 +88,10 @@ __all__ = [
     "Simulator",
     "ToolchainError",
     "UnsupportedOpError",
+    "accumulator_penalty",
     "calibrate",
+    "cost",
+    "cost_table",
     "export",
     "freeze_batch_norm",
     "load_float",

@@ -386,11 +386,12 @@ def project_weights(layer: WeightedLayer, quantizer: AccumulatorQuantizer) -> No
     goal = sum_of(layer, quantizer)
     weight, bias = layer.folded()
     points = _exponents(quantizer).expand(layer.outputs)
-    taken = torch.zeros(layer.outputs, dtype=torch.float64)
+    code = torch.zeros(layer.outputs, dtype=torch.float64)
     if bias is not None:
         code = torch.ldexp(layer.rounded_bias(bias), layer.accumulator_exponents()).expand(layer.outputs)
-        taken = code.abs().clamp_max(float(goal.bias_limit)) + 1.0
-    radius = (goal.room - taken) / max(goal.factor, 0.5) * torch.exp2(-points)
+        code = code.abs().clamp_max(float(goal.bias_limit))
+    # Within the caps, and within the inequality that limits a batch norm, so that neither shrinks what starts here.
+    radius = torch.minimum(goal.caps(code), (goal.room - 1.0 - code) / max(goal.factor, 0.5)) * torch.exp2(-points)
     rows = weight.double().movedim(quantizer.axis, 0)
     flat = project_onto_ball(rows.flatten(1), radius, quantizer.centred)
     projected = flat.view(rows.shape).movedim(0, quantizer.axis)

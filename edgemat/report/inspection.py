@@ -14,60 +14,16 @@ from edgemat.lower.reader import read
 from edgemat.lower.writer import FORMAT_VERSION
 from edgemat.op import Call, Tensor
 from edgemat.report.carrier import carriers, reach_bits
+from edgemat.report.nodes import Edge, NodeReport
 from edgemat.report.targets import TargetCost, target_cost
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
 ACCUMULATOR_BITS = (32, 64)
+SHORT_BITS = 16
+"""Width of the C accumulator where the file states so many bits or fewer."""
 HLS_ACCUMULATOR_BITS_MAX = 64
-
-
-@dataclass(frozen=True)
-class Edge:
-    """A code tensor: its ONNX value name, shape (None is the batch), format and proved interval of codes."""
-
-    name: str
-    shape: tuple[int | None, ...]
-    format: str
-    range: tuple[int, int]
-
-
-@dataclass(frozen=True)
-class NodeReport:
-    """One node of the lowered graph.
-
-    Attributes:
-        name: node name.
-        operator: ONNX op_type.
-        inputs: operands, weights and other constants included.
-        outputs: results.
-        final: interval of the finished accumulator, in codes.
-        partial: interval of every partial sum in any order.
-        hls_bits: bits of the two's complement accumulator that holds `final`.
-        c_bits: 32 or 64, the C accumulator that holds `partial`; 0 if none does.
-        carriers: types the ONNX body computes in.
-        requantize: format of the fused Requantize, or "".
-        multiplies: multiplications of one sample.
-        additions: additions of one sample.
-        weight_bits: bits of its weights.
-        proved: whether no accumulator of any backend can overflow.
-    """
-
-    name: str
-    operator: str
-    inputs: tuple[Edge, ...]
-    outputs: tuple[Edge, ...]
-    final: tuple[int, int]
-    partial: tuple[int, int]
-    hls_bits: int
-    c_bits: int
-    carriers: tuple[str, ...]
-    requantize: str
-    multiplies: int
-    additions: int
-    weight_bits: int
-    proved: bool
 
 
 @dataclass(frozen=True)
@@ -125,7 +81,9 @@ class Inspection:
         """Tables for the terminal."""
         from edgemat.report.tables import inspection_tables
 
-        return inspection_tables(self)
+        return inspection_tables(
+            self.model, (*self.inputs, *self.outputs), self.nodes, self.totals, self.overflow, self.target
+        )
 
 
 def inspect(path: str | os.PathLike[str] | Graph, target: str | None = None) -> Inspection:
@@ -163,9 +121,11 @@ def _edge(tensor: Tensor) -> Edge:
 def _node(call: Call, function: ir.Function) -> NodeReport:
     bounds, cost = call.bounds, call.op.cost(call)
     used = carriers(call, function)
-    hls_bits = two_complement_bits(*bounds.final)
+    hls_bits = two_complement_bits(*bounds.final) if bounds.width is None else bounds.width
     wanted = two_complement_bits(*bounds.partial)
     c_bits = next((bits for bits in ACCUMULATOR_BITS if wanted <= bits), 0)
+    if bounds.width is not None and bounds.width <= SHORT_BITS:
+        c_bits = SHORT_BITS
     proved = c_bits > 0 and hls_bits <= HLS_ACCUMULATOR_BITS_MAX and bounds.magnitude.bit_length() <= reach_bits(used)
     return NodeReport(
         call.name,
@@ -182,6 +142,8 @@ def _node(call: Call, function: ir.Function) -> NodeReport:
         cost.additions,
         cost.weight_bits,
         proved,
+        bounds.width or 0,
+        wanted,
     )
 
 

@@ -56,7 +56,8 @@ class OpsTable:
         """A table for the terminal."""
         from edgemat.report.tables import operator_table
 
-        return operator_table(self)
+        cells = [[row.operator, *(getattr(row, backend) or "-" for backend in BACKENDS), row.note] for row in self.rows]
+        return operator_table(BACKENDS, cells)
 
     def markdown(self) -> str:
         """The table of docs/operators.md."""

@@ -2,46 +2,50 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from edgemat.report.operators import BACKENDS
-
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from edgemat.report.inspection import Edge, Inspection, NodeReport
-    from edgemat.report.operators import OpsTable
+    from edgemat.report.nodes import Edge, NodeReport
     from edgemat.report.targets import TargetCost
 
 
-def inspection_tables(report: Inspection) -> RenderableType:
-    """Ports, nodes, the proof and, if asked for, a target's cost."""
+def inspection_tables(
+    model: str,
+    edges: Sequence[Edge],
+    reports: Sequence[NodeReport],
+    totals: Mapping[str, int],
+    overflow: Mapping[str, Any],
+    target: TargetCost | None,
+) -> RenderableType:
+    """Ports, nodes, the proof and, if asked for, a target's cost (the parts of an `Inspection`)."""
     ports = _table("inputs and outputs", "tensor", "shape", "format", "codes")
-    for edge in (*report.inputs, *report.outputs):
+    for edge in edges:
         _row(ports, edge.name, _shape(edge), edge.format, _interval(edge.range))
     nodes = _table(
-        f"model {report.model}", "node", "operator", "result", "format", "codes", "partial sums", "acc bits", "C acc",
+        f"model {model}", "node", "operator", "result", "format", "codes", "partial sums", "acc bits", "C acc",
         "ONNX carrier", "multiplies", "additions", "weight bits",
     )  # fmt: skip
-    for node in report.nodes:
+    for node in reports:
         _row(nodes, *_cells(node))
-    totals = report.totals
     _row(nodes, "total", *[""] * 8, *(f"{totals[key]:,}" for key in ("multiplies", "additions", "weight_bits")))
-    parts: list[RenderableType] = [ports, nodes, _proof(report)]
-    if report.target is not None:
-        parts.append(_target(report.target))
+    parts: list[RenderableType] = [ports, nodes, _proof(overflow)]
+    if target is not None:
+        parts.append(_target(target))
     return Group(*parts)
 
 
-def operator_table(table: OpsTable) -> RenderableType:
-    """Operators by backend."""
-    made = _table("operators by backend", "operator", *BACKENDS, "what it is")
-    for row in table.rows:
-        _row(made, row.operator, *(getattr(row, backend) or "-" for backend in BACKENDS), row.note)
+def operator_table(backends: Sequence[str], rows: Sequence[Sequence[str]]) -> RenderableType:
+    """Operators by backend: a name, a cell for each backend and a note in each row."""
+    made = _table("operators by backend", "operator", *backends, "what it is")
+    for row in rows:
+        _row(made, *row)
     return made
 
 
@@ -54,7 +58,7 @@ def _cells(node: NodeReport) -> list[str]:
         edge.format,
         _interval(edge.range),
         _interval(node.partial),
-        str(node.hls_bits),
+        f"{node.accumulator} stated, {node.needed_bits} needed" if node.accumulator else str(node.hls_bits),
         f"int{node.c_bits}_t" if node.c_bits else "none",
         ", ".join(node.carriers) or "moves codes",
         f"{node.multiplies:,}",
@@ -63,9 +67,8 @@ def _cells(node: NodeReport) -> list[str]:
     ]
 
 
-def _proof(report: Inspection) -> Text:
-    proof = report.overflow
-    if report.proved:
+def _proof(proof: Mapping[str, Any]) -> Text:
+    if proof["proved"]:
         return Text(
             f"proved: no accumulator of {proof['nodes']} nodes can overflow for any input; the widest needs "
             f"{proof['widest_hls_bits']} bits in HLS and {proof['widest_c_bits']} in C",

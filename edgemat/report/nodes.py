@@ -1,0 +1,56 @@
+"""What a report says of one tensor and of one node."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Edge:
+    """A code tensor: its ONNX value name, shape (None is the batch), format and proved interval of codes."""
+
+    name: str
+    shape: tuple[int | None, ...]
+    format: str
+    range: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class NodeReport:
+    """One node of the lowered graph.
+
+    Attributes:
+        name: node name.
+        operator: ONNX op_type.
+        inputs: operands, weights and other constants included.
+        outputs: results.
+        final: interval of the finished accumulator, in codes.
+        partial: interval of every partial sum in any order.
+        hls_bits: bits of the two's complement accumulator in HLS: the stated one, or what holds `final`.
+        c_bits: 16 (where the file states at most 16), 32 or 64, the C accumulator that holds `partial`; 0 if none does.
+        carriers: types the ONNX body computes in.
+        requantize: format of the fused Requantize, or "".
+        multiplies: multiplications of one sample.
+        additions: additions of one sample.
+        weight_bits: bits of its weights.
+        proved: whether no accumulator of any backend can overflow.
+        accumulator: bits the file states for the sum (P), which native code uses exactly; 0 where it states none.
+        needed_bits: bits that hold every partial sum in any order.
+    """
+
+    name: str
+    operator: str
+    inputs: tuple[Edge, ...]
+    outputs: tuple[Edge, ...]
+    final: tuple[int, int]
+    partial: tuple[int, int]
+    hls_bits: int
+    c_bits: int
+    carriers: tuple[str, ...]
+    requantize: str
+    multiplies: int
+    additions: int
+    weight_bits: int
+    proved: bool
+    accumulator: int = 0
+    needed_bits: int = 0
