@@ -52,7 +52,7 @@ class Inspection:
     @property
     def totals(self) -> dict[str, int]:
         """Sums over the nodes, for one sample."""
-        keys = ("multiplies", "additions", "weight_bits")
+        keys = ("multiplies", "additions", "weight_bits", "ebops")
         return {"nodes": len(self.nodes), **{key: sum(getattr(node, key) for node in self.nodes) for key in keys}}
 
     @property
@@ -144,6 +144,7 @@ def _node(call: Call, function: ir.Function) -> NodeReport:
         proved,
         bounds.width or 0,
         wanted,
+        cost.ebops,
     )
 
 

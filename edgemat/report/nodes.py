@@ -36,6 +36,7 @@ class NodeReport:
         proved: whether no accumulator of any backend can overflow.
         accumulator: bits the file states for the sum (P), which native code uses exactly; 0 where it states none.
         needed_bits: bits that hold every partial sum in any order.
+        ebops: effective bit operations of one sample (HGQ, arXiv 2405.00645).
     """
 
     name: str
@@ -54,3 +55,4 @@ class NodeReport:
     proved: bool
     accumulator: int = 0
     needed_bits: int = 0
+    ebops: int = 0

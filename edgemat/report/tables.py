@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from edgemat.report.targets import TargetCost
 
 
+LISTED = 8
+"""Channels whose formats a table spells one by one."""
+
+
 def inspection_tables(
     model: str,
     edges: Sequence[Edge],
@@ -27,14 +31,16 @@ def inspection_tables(
     """Ports, nodes, the proof and, if asked for, a target's cost (the parts of an `Inspection`)."""
     ports = _table("inputs and outputs", "tensor", "shape", "format", "codes")
     for edge in edges:
-        _row(ports, edge.name, _shape(edge), edge.format, _interval(edge.range))
+        _row(ports, edge.name, _shape(edge), _format(edge), _interval(edge.range))
     nodes = _table(
         f"model {model}", "node", "operator", "result", "format", "codes", "partial sums", "acc bits", "C acc",
-        "ONNX carrier", "multiplies", "additions", "weight bits",
+        "ONNX carrier", "multiplies", "additions", "weight bits", "EBOPs",
     )  # fmt: skip
     for node in reports:
         _row(nodes, *_cells(node))
-    _row(nodes, "total", *[""] * 8, *(f"{totals[key]:,}" for key in ("multiplies", "additions", "weight_bits")))
+    _row(
+        nodes, "total", *[""] * 8, *(f"{totals[key]:,}" for key in ("multiplies", "additions", "weight_bits", "ebops"))
+    )
     parts: list[RenderableType] = [ports, nodes, _proof(overflow)]
     if target is not None:
         parts.append(_target(target))
@@ -55,7 +61,7 @@ def _cells(node: NodeReport) -> list[str]:
         node.name,
         node.operator,
         _shape(edge),
-        edge.format,
+        _format(edge),
         _interval(edge.range),
         _interval(node.partial),
         f"{node.accumulator} stated, {node.needed_bits} needed" if node.accumulator else str(node.hls_bits),
@@ -64,6 +70,7 @@ def _cells(node: NodeReport) -> list[str]:
         f"{node.multiplies:,}",
         f"{node.additions:,}",
         f"{node.weight_bits:,}",
+        f"{node.ebops:,}",
     ]
 
 
@@ -110,6 +117,25 @@ def _row(table: Table, *cells: str) -> None:
 
 def _shape(edge: Edge) -> str:
     return "x".join("N" if d is None else str(d) for d in edge.shape) or "scalar"
+
+
+def _format(edge: Edge) -> str:
+    """The format; where channels have their own, as many as `LISTED` in full, of more the span."""
+    from edgemat.formats import Fixed
+
+    fmt = Fixed.parse(edge.format)
+    count = len(fmt.fracs)
+    if count <= LISTED:
+        return edge.format
+    widths, points = fmt.widths or (fmt.width,), fmt.int_bits
+    assert isinstance(points, tuple)
+    kind = "fixed" if fmt.signed else "ufixed"
+    return f"{kind}<{_span(widths)},{_span(points)},{fmt.rounding},{fmt.overflow}> of {count} channels"
+
+
+def _span(numbers: Sequence[int]) -> str:
+    low, high = min(numbers), max(numbers)
+    return str(low) if low == high else f"{low}..{high}"
 
 
 def _interval(ends: tuple[int, int]) -> str:
