@@ -79,6 +79,19 @@ class Statistics:
             return range_frac(low, high, grid)
         return best_frac(values, widest, lambda x, scale: quantize_codes(x, grid, scale, False))
 
+    @torch.no_grad()
+    def settle(self, part: FixedQuantizer, method: str, percentile: float) -> None:
+        """Sets the learned binary point (and width) of the quantiser whose values these are."""
+        frac = self.frac(part.grid, method, percentile)
+        if part.tracks:
+            part.seen[0], part.seen[1] = min(self.low, 0.0), max(self.high, 0.0)
+        if not isinstance(part, LearnedActivationQuantizer):
+            part.set_frac(frac)
+        elif part.per_channel:
+            part.fit_range(self.lows, self.highs, frac)
+        else:
+            part.fit_range(torch.tensor(self.low), torch.tensor(self.high), frac)
+
 
 def best_frac(values: Tensor, widest: int, codes_of: Callable[[Tensor, float], Tensor]) -> int:
     """The binary point of the least squared error, from `widest` to finer ones; the coarser of equals.
@@ -170,15 +183,7 @@ def calibrate(
             for part in observed:
                 found = part._observer
                 assert isinstance(found, Statistics)
-                frac = found.frac(part.grid, method, percentile)
-                if part.tracks:
-                    part.seen[0], part.seen[1] = min(found.low, 0.0), max(found.high, 0.0)
-                if not isinstance(part, LearnedActivationQuantizer):
-                    part.set_frac(frac)
-                elif part.per_channel:
-                    part.fit_range(found.lows, found.highs, frac)
-                else:
-                    part.fit_range(torch.tensor(found.low), torch.tensor(found.high), frac)
+                found.settle(part, method, percentile)
         for part in module.modules():
             if isinstance(part, WeightedLayer | QuantBatchNorm):
                 limit_weights(part)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from edgemat.errors import FormatError
+from edgemat.nn.bipolar import BipolarQuantizer
 from edgemat.nn.calibration import METHODS, Statistics, fit_weights
 from edgemat.nn.emission import exporting
 from edgemat.nn.quantizer import FixedQuantizer
@@ -36,8 +37,8 @@ class RealPass:
 
     def __call__(self, quantizer: FixedQuantizer, inputs: tuple[Tensor, ...], rounded: Tensor) -> Tensor | None:
         """The real values, or None to keep the rounded ones."""
-        if not (quantizer.delayed and quantizer.training) or exporting():
-            return None
+        if not (quantizer.delayed and quantizer.training) or exporting() or isinstance(quantizer, BipolarQuantizer):
+            return None  # a bipolar quantiser passes a clipped value by itself
         x = real(quantizer, inputs[0])
         if self.statistics is not None:
             self.statistics.update(x)
@@ -141,7 +142,7 @@ class QuantizationDelay:
                 self._hooks[name] = hook, quantizer.register_forward_hook(hook)
                 quantizer.delayed = True
             noted = self.recalibrate is not None and self.steps == start - 1
-            self._hooks[name][0].statistics = Statistics() if noted else None
+            self._hooks[name][0].statistics = Statistics(channels=quantizer.per_channel) if noted else None
 
     def _join(self, name: str) -> None:
         self._hooks.pop(name)[1].remove()
@@ -157,10 +158,8 @@ class QuantizationDelay:
             owner = self._owners.get(id(quantizer))
             if owner is not None and not getattr(owner, "target", ""):
                 fit_weights(owner, self.recalibrate)
-        elif seen is not None and seen.low <= seen.high and not quantizer.per_channel:
-            if quantizer.tracks:
-                quantizer.seen[0], quantizer.seen[1] = min(seen.low, 0.0), max(seen.high, 0.0)
-            quantizer.set_frac(seen.frac(quantizer.grid, self.recalibrate, 99.99))
+        elif seen is not None and seen.low <= seen.high:
+            seen.settle(quantizer, self.recalibrate, 99.99)
 
     def state_dict(self) -> dict[str, Any]:
         """The number of steps taken and the schedule."""

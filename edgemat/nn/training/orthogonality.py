@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from edgemat.errors import EdgematError, FormatError
-from edgemat.nn.calibration import observe
+from edgemat.nn.calibration import fit_weights, observe
 from edgemat.nn.conversion import quantize
 from edgemat.nn.linear import WeightedLayer
 from edgemat.nn.training.reference import real_values
@@ -120,6 +120,7 @@ def _grams(
 ) -> tuple[list[str], list[WeightedLayer], list[np.ndarray]]:
     """Names, layers and normalised, centred Gram matrices of the float network's layer outputs."""
     q = quantize(model, recipe).eval()
+    fit_weights(q)  # some quantisers want binary points even where nobody looks at what they round
     layers = weighted_layers(q)
     if not layers:
         raise FormatError(f"ompq: {type(model).__name__} has no linear layer or convolution, expected at least one")

@@ -29,7 +29,9 @@ from torch import Tensor, distributed, nn
 
 from edgemat.errors import FormatError
 from edgemat.nn.batch_norm import folded_scale
+from edgemat.nn.learned_width import LearnedWidthQuantizer
 from edgemat.nn.linear import WeightedLayer
+from edgemat.nn.quantizer import FixedQuantizer
 from edgemat.nn.rounding import power_of_two
 from edgemat.nn.training.traversal import weighted_layers
 from edgemat.recipe import nearest
@@ -102,6 +104,12 @@ class OscillationTracker:
                 f"OscillationTracker: {type(q).__name__} holds no linear layer or convolution of at most {_WIDEST} "
                 "weight bits, expected a module that edgemat.quantize made"
             )
+        for name, layer in self._layers.items():
+            if layer.limiter is not None:
+                raise FormatError(
+                    f"OscillationTracker: layer {name!r} bounds its accumulator, which moves the weights of an output "
+                    "together, expected weights that can be frozen one by one; leave `accumulator` or the tracker out"
+                )
         self._states: dict[str, dict[str, Tensor]] = {name: {} for name in self._layers}
         if mode == "cga":
             self._advance()
@@ -188,7 +196,7 @@ class OscillationTracker:
             if self.mode == "cga":
                 self._anneal(layer, self._states[name], scales[name], threshold)
             else:
-                self._track(name, layer, self._states[name], scales[name], threshold)
+                self._track(layer, self._states[name], scales[name], threshold)
 
     def _scales(self) -> dict[str, Tensor | None]:
         """The factor per channel that the batch norm of each layer folds in, laid along its weights."""
@@ -206,18 +214,15 @@ class OscillationTracker:
             for name, layer in self._layers.items()
         }
 
-    def _track(
-        self, name: str, layer: WeightedLayer, state: dict[str, Tensor], scale: Tensor | None, threshold: float
-    ) -> None:
+    def _track(self, layer: WeightedLayer, state: dict[str, Tensor], scale: Tensor | None, threshold: float) -> None:
         """Algorithm 1 of Nagel et al. for one layer."""
         quantizer = layer.weight_quantizer
         weight = layer.weight.detach()
         if state:
             _hold(weight, state, scale)
         values = quantizer(weight if scale is None else weight * scale)
-        exponents = quantizer.exponents().clone()
+        exponents = _points(quantizer).clone()
         if not state:
-            _check_fixed_points(name, layer, values)
             state.update(
                 value=values,
                 exponents=exponents,
@@ -239,7 +244,10 @@ class OscillationTracker:
         new = (state["frequency"] > threshold) & ~state["frozen"]
         if bool(new.any()):
             step = power_of_two(-_laid(exponents, layer), values.dtype)
-            state["held"] = torch.where(new, (state["mean"] / step).round_().mul_(step), state["held"])
+            nearest = (state["mean"] / step).round_().mul_(step)
+            if not quantizer.tracks and not isinstance(quantizer, LearnedWidthQuantizer):
+                nearest = quantizer(nearest)  # not every point of the grid is a value of a bipolar or K-hot format
+            state["held"] = torch.where(new, nearest, state["held"])
             state["frozen"] |= new
             _hold(weight, state, scale)
             state["value"] = quantizer(weight if scale is None else weight * scale)
@@ -251,16 +259,22 @@ class OscillationTracker:
         if state:
             weight.copy_(torch.where(state["frozen"], state["held"], weight))
         folded = weight if scale is None else weight * scale
-        reach = power_of_two(-_laid(quantizer.exponents(), layer), folded.dtype) * margin
+        reach = power_of_two(-_laid(_points(quantizer), layer), folded.dtype) * margin
         # A rounding threshold lies within the margin where the two ends of it round to different values.
         state["frozen"] = quantizer(folded - reach) == quantizer(folded + reach)
         state["held"] = weight.clone()
-        if quantizer.tracks:
-            quantizer(folded)  # points that follow the weights follow these
+        quantizer(folded)  # what follows the weights (points, codes) follows these
 
 
 def _share(mask: Tensor | None) -> float:
     return 0.0 if mask is None else float(mask.float().mean())
+
+
+def _points(quantizer: FixedQuantizer) -> Tensor:
+    """Fractional bits of each weight's grid, int32: ``[]``, ``[outputs]``, or laid along the weights."""
+    if isinstance(quantizer, LearnedWidthQuantizer):
+        return quantizer.groups.spread(quantizer.frac.detach()).round().to(torch.int32)
+    return quantizer.exponents()
 
 
 def _laid(values: Tensor, layer: WeightedLayer) -> Tensor:
@@ -272,15 +286,3 @@ def _hold(weight: Tensor, state: dict[str, Tensor], scale: Tensor | None) -> Non
     """Puts frozen weights back where they were frozen, in place."""
     held = state["held"] if scale is None else state["held"] / scale
     weight.copy_(torch.where(state["frozen"], held.to(weight.dtype), weight))
-
-
-def _check_fixed_points(name: str, layer: WeightedLayer, values: Tensor) -> None:
-    """Refuses quantisers that move values of their own grid: what they deploy cannot be held weight by weight."""
-    quantizer = layer.weight_quantizer
-    if quantizer.tracks:
-        return
-    if not torch.equal(quantizer(values), values):
-        raise FormatError(
-            f"OscillationTracker: the quantiser of layer {name!r} ({type(quantizer).__name__}) changes values that lie "
-            "on its grid already, so its weights cannot be frozen one by one; use mode='cga' for this network"
-        )

@@ -21,6 +21,7 @@ from edgemat.errors import FormatError
 from edgemat.nn.batch_norm import QuantBatchNorm, folded_scale
 from edgemat.nn.calibration import calibrate, limit_weights, observe
 from edgemat.nn.conversion import quantize
+from edgemat.nn.layer import exact_arithmetic
 from edgemat.nn.linear import QuantLinear, WeightedLayer
 from edgemat.nn.training.reference import real_values
 from edgemat.nn.training.traversal import parts_in_order
@@ -116,7 +117,8 @@ def _result(layer: Biased, x: Tensor) -> Tensor:
     """The layer's exact result (or, where it is observing, its real one) for the input of its `forward`."""
     x = layer.enter(x)
     if isinstance(layer, WeightedLayer):
-        return layer._exact(x)
+        with exact_arithmetic(x):
+            return layer._exact(x)
     assert layer.running_mean is not None and layer.running_var is not None
     shape = [1, -1] + [1] * (x.dim() - 2)
     source = layer.source()

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from torch import Tensor, nn
 
+from edgemat.nn.bipolar import BipolarQuantizer
 from edgemat.nn.quantizer import FixedQuantizer
 
 
@@ -25,8 +26,13 @@ def real(quantizer: FixedQuantizer, x: Tensor) -> Tensor:
 
 @contextlib.contextmanager
 def real_values(q: nn.Module) -> Iterator[None]:
-    """Within this context `q` computes in eval mode what its float network computes, folded batch norms included."""
-    quantizers = [part for part in q.modules() if isinstance(part, FixedQuantizer)]
+    """Within this context `q` computes in eval mode what its float network computes, folded batch norms included.
+
+    A bipolar quantiser is the network's own sign function and stays; weights that bound an accumulator keep the bound.
+    """
+    quantizers = [
+        part for part in q.modules() if isinstance(part, FixedQuantizer) and not isinstance(part, BipolarQuantizer)
+    ]
     with contextlib.ExitStack() as stack:
         for quantizer in quantizers:
             stack.callback(setattr, quantizer, "_observer", quantizer._observer)
