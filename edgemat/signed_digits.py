@@ -194,7 +194,7 @@ class DigitWords:
         words: int64 words of the shape of the codes, below ``2**(count * field_bits)``.
         count: Fields of a word.
         field_bits: Bits of a field.
-        none: The shift that says that there is no digit: one more than the largest shift.
+        none: The shift that says that there is no digit; one that no field can hold where every word is full.
     """
 
     words: np.ndarray
@@ -208,20 +208,55 @@ class DigitWords:
         return self.count * self.field_bits
 
 
-def pack_digits(codes: np.ndarray, count: int) -> DigitWords:
+def pack_digits(codes: np.ndarray, count: int, dense: bool = False) -> DigitWords:
     """Packs codes of at most `count` digits, in fields as narrow as their largest shift allows.
+
+    Args:
+        codes: int64 codes.
+        count: Fields of a word.
+        dense: Whether every word is to have `count` terms (`filled_terms`), so that a kernel that spends `count`
+            additions on each weight anyway need not ask. `none` is then a shift that no field holds, unless a single
+            field must stand for the code 0.
 
     Raises:
         FormatError: if a code has more digits.
     """
-    signs, shifts = signed_digits(codes, count)
-    none = int(shifts.max(initial=0)) + 1
-    field_bits = 1 + none.bit_length()
-    words = np.zeros(np.shape(codes), np.int64)
-    for k in range(count):
-        field = (np.where(signs[k] == 0, none, shifts[k]).astype(np.int64) << 1) | (signs[k] < 0)
-        words |= field << (k * field_bits)
-    return DigitWords(words, count, field_bits, none)
+    values, places = np.unique(np.asarray(codes, dtype=np.int64), return_inverse=True)
+    signs, shifts = (part.T.tolist() for part in signed_digits(values, count))
+    terms = [[(s, n) for s, n in zip(*row, strict=True) if s] for row in zip(signs, shifts, strict=True)]
+    if dense:
+        terms = [filled_terms(row, count) for row in terms]
+    highest = max((shift for row in terms for _, shift in row), default=0)
+    full = all(len(row) == count for row in terms)
+    field_bits = 1 + max((highest if full else highest + 1).bit_length(), 1)
+    none = 1 << (field_bits - 1) if full else highest + 1
+    words = np.zeros(len(values), np.int64)
+    for index, row in enumerate(terms):
+        fields = [(shift << 1) | (sign < 0) for sign, shift in row] + [none << 1] * (count - len(row))
+        words[index] = sum(field << (k * field_bits) for k, field in enumerate(fields))
+    return DigitWords(words[places].reshape(np.shape(codes)), count, field_bits, none)
+
+
+def filled_terms(terms: list[tuple[int, int]], count: int) -> list[tuple[int, int]]:
+    """The same sum with exactly `count` terms, no longer canonical; the code 0 of a single term stays empty.
+
+    A missing pair becomes ``1 - 1``. A single missing term splits the lowest one: ``2**n = 2**(n-1) + 2**(n-1)``, or
+    ``1 = 2 - 1``; and ``0 = 2 - 1 - 1``.
+
+    Args:
+        terms: Sign (-1 or 1) and shift of each term, the lowest first.
+        count: Number of terms wanted, at least as many.
+    """
+    terms = list(terms)
+    if (count - len(terms)) % 2:
+        if terms:
+            sign, shift = terms.pop(0)
+            terms += [(sign, shift - 1)] * 2 if shift else [(sign, 1), (-sign, 0)]
+        elif count > 1:
+            terms = [(1, 1), (-1, 0), (-1, 0)]
+        else:
+            return terms
+    return terms + [(1, 0), (-1, 0)] * ((count - len(terms)) // 2)
 
 
 def unpack_digits(packed: DigitWords) -> np.ndarray:

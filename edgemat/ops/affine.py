@@ -11,7 +11,7 @@ from edgemat.ops.accumulation import emit_bias, sum_bounds
 from edgemat.ops.bit_operations import channel_bits, constant_bits
 from edgemat.ops.cases import constant, random_codes, tensor
 from edgemat.ops.linear import check_bias_grid, check_weights, weight_fracs
-from edgemat.ops.shift_add import KHOT_ATTRIBUTE, digit_params, without_multiplies
+from edgemat.ops.shift_add import KHOT_ATTRIBUTE, digit_params, khot_cases, without_multiplies
 
 
 class Affine(Op):
@@ -89,4 +89,4 @@ class Affine(Op):
                 attrs = {"w_format": "fixed<[8,0,3],[2,2,4]>", "requantize": requantize}
                 x = tensor(x_fmt, (None, 3, 4))
                 made.append(Call(self, f"{x_fmt}_{requantize}", [x, a[0], b[0]], attrs, {1: a[1], 2: b[1]}))
-        return made
+        return [*made, *khot_cases(made)]

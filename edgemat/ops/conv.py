@@ -27,7 +27,7 @@ from edgemat.ops.accumulation import (
 from edgemat.ops.bit_operations import channel_bits, constant_bits
 from edgemat.ops.cases import constant, random_codes, tensor
 from edgemat.ops.linear import check_bias_grid, check_weights, shift_limit, sign_params, weight_fracs
-from edgemat.ops.shift_add import KHOT_ATTRIBUTE, digit_params, without_multiplies
+from edgemat.ops.shift_add import KHOT_ATTRIBUTE, digit_params, khot_cases, without_multiplies
 from edgemat.ops.stated_accumulator import ACCUMULATOR, prove
 
 
@@ -337,4 +337,4 @@ class Conv(Op):
             }
             x = tensor(x_fmt, (None, 4, 4, 4))
             made.append(Call(self, f"stated_{groups}", [x, w[0], b[0]], attrs, {1: w[1], 2: b[1]}))
-        return made
+        return [*made, *khot_cases(made)]

@@ -22,7 +22,7 @@ from edgemat.ops.bit_operations import channel_bits, constant_bits
 from edgemat.ops.cases import constant, random_codes, tensor
 from edgemat.ops.conv import check_geometry, plane, window_params
 from edgemat.ops.linear import by_output, check_bias_grid, check_weights, shift_limit, weight_fracs
-from edgemat.ops.shift_add import KHOT_ATTRIBUTE, digit_params, without_multiplies
+from edgemat.ops.shift_add import KHOT_ATTRIBUTE, digit_params, khot_cases, without_multiplies
 
 
 class ConvTranspose(Op):
@@ -203,4 +203,4 @@ class ConvTranspose(Op):
                 x = tensor(x_fmt, (None, 4, 3, 4))
                 full = {**attrs, "requantize": requantize}
                 made.append(Call(self, f"inputs_{x_fmt}_{requantize}", [x, w[0], b[0]], full, {1: w[1], 2: b[1]}))
-        return made
+        return [*made, *khot_cases(made)]

@@ -23,7 +23,7 @@ from edgemat.ops.accumulation import (
 )
 from edgemat.ops.bit_operations import channel_bits, constant_bits, operand_bits
 from edgemat.ops.cases import constant, random_codes, tensor
-from edgemat.ops.shift_add import KHOT_ATTRIBUTE, check_digits, digit_params, without_multiplies
+from edgemat.ops.shift_add import KHOT_ATTRIBUTE, check_digits, digit_params, khot_cases, without_multiplies
 from edgemat.ops.stated_accumulator import ACCUMULATOR, prove
 
 
@@ -237,7 +237,7 @@ class Linear(Op):
         w = constant("bipolar", np.where(random_codes("fixed<6,0>", (3, 5), 9) < 0, -1, 1))
         made += self._stated()
         made.append(Call(self, "signs", [tensor("bipolar", (None, 5)), w[0]], {"w_format": "bipolar"}, {1: w[1]}))
-        return made
+        return [*made, *khot_cases(made)]
 
     def _stated(self) -> list[Call]:
         """Sums whose accumulator is stated: as narrow as they allow, with room, and beyond 16 bits."""

@@ -9,7 +9,7 @@ from edgemat.formats import accumulator
 from edgemat.op import Attr, Bounds, Call, Cost, Native, Op, Result, carrier_for
 from edgemat.ops.bit_operations import channel_bits, constant_bits
 from edgemat.ops.cases import constant, random_codes, tensor
-from edgemat.ops.shift_add import KHOT_ATTRIBUTE, check_digits, digit_params, without_multiplies
+from edgemat.ops.shift_add import KHOT_ATTRIBUTE, check_digits, digit_params, khot_cases, without_multiplies
 
 
 class PRelu(Op):
@@ -97,4 +97,4 @@ class PRelu(Op):
             for requantize in ("", "fixed<[7,2,0],[6,2,3],TRN_ZERO,SAT>"):
                 attrs = {"slope_format": "fixed<6,1>", "requantize": requantize}
                 made.append(Call(self, f"{x_fmt}_{requantize}", [tensor(x_fmt, (None, 3, 4)), s[0]], attrs, {1: s[1]}))
-        return made
+        return [*made, *khot_cases(made, "slope_format")]

@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 
 from edgemat.op import Attr, Call, Cost
-from edgemat.signed_digits import KHOT, digit_count
+from edgemat.signed_digits import KHOT, digit_count, project
 
 KHOT_ATTRIBUTE = {"khot": Attr(int, None, optional=True, late=True)}
 
@@ -62,3 +62,24 @@ def without_multiplies(call: Call, cost: Cost, codes: np.ndarray, uses: int, sum
     terms = uses * int(counts.sum())
     additions = terms if summed else uses * int(np.maximum(counts - 1, 0).sum())
     return replace(cost, multiplies=0, additions=additions, shift_adds=terms)
+
+
+def khot_cases(cases: list[Call], key: str = "w_format") -> list[Call]:
+    """Every fourth case with its constants brought to at most 1, 2 or 3 digits, and saying so.
+
+    Args:
+        cases: Cases of a dossier with this attribute; those of channels with widths of their own, of bipolar codes and
+            of a stated accumulator are left out.
+        key: Attribute with the format of the constants.
+    """
+    made = []
+    for index, call in enumerate(cases):
+        fmt, khot = call.format_attr(key), 1 + index // 4 % 3
+        if fmt.widths is not None or fmt.bipolar or call.attrs.get("accumulator") or index % 4:
+            continue
+        codes = project(call.constants[1].astype(np.float64), *fmt.rails, khot)
+        x = list(call.x)
+        x[1] = replace(x[1], lo=int(codes.min()), hi=int(codes.max()))
+        attrs = {**call.attrs, "khot": khot}
+        made.append(Call(call.op, f"{khot}hot_{call.name}", x, attrs, {**call.constants, 1: codes}))
+    return made

@@ -17,6 +17,7 @@ from edgemat.targets.hls.config import (
     average_divisor,
     common_lanes,
 )
+from edgemat.targets.hls.digits import COMPILER_KHOT, shift_adds, store_digits
 from edgemat.targets.hls.plan import Plan, folding
 from edgemat.targets.hls.process import BeatConcat, Blocks, Channel, Lockstep, Pattern, Process, Repeat, Window
 from edgemat.targets.layout import Step
@@ -39,6 +40,8 @@ class CallMaker:
         self.dataflow = dataflow
         self.builder = ConfigBuilder(step, name)
         self.fold, self.multipliers = 1, 0
+        self.compiled = plan.products == "compiler"
+        self.shift_adds = 0
 
     def make(self, sources: Sequence[Channel | None], constants: dict[int, ConstantArray], result: Channel) -> Process:
         """The process that carries out the step.
@@ -62,14 +65,15 @@ class CallMaker:
         if stem in DOTS:
             weight = self.step.arrays["weight"].reshape(self.step.arrays["weight"].shape[0], -1)
             bias = self.step.arrays.get("bias", np.zeros(len(weight), np.int64))
+            weight = self.product(weight)
             self.builder.typedef("weight_t", self.builder.array("weight", weight).element)
             self.builder.typedef("bias_t", self.builder.array("bias", bias.reshape(-1)).element)
             pe, simd = folding(*weight.shape, self.choice, self.step.name)
             self.builder.constant("pe", pe)
             self.builder.constant("simd", simd)
             self.fold = (weight.shape[0] // pe) * (weight.shape[1] // simd)
-            self.multipliers = pe * simd
-            self.builder.parameters(p, ("has_bias", "pad_bottom", "pad_right"))
+            self.multipliers = 0 if p.get("bipolar") or self.khot else pe * simd
+            self.builder.parameters(p, ("has_bias", "pad_bottom", "pad_right", "bipolar", "khot"))
         elif stem in POOLS:
             self.builder.parameters(p, () if stem == "average_pool" else ("pad_bottom", "pad_right"))
             if stem == "average_pool":
@@ -100,16 +104,63 @@ class CallMaker:
                 self.fold = p["k"] // simd
                 self.multipliers = simd
 
+    def product(self, weight: np.ndarray) -> np.ndarray:
+        """States how products are formed; returns the weights as they are stored for that (signs: 1 for -1)."""
+        p = self.step.params
+        signs = bool(p.get("bipolar"))
+        both = signs and self.step.inputs[0].format.bipolar
+        if self.khot and not signs:
+            pe, simd = folding(*weight.shape, self.choice, self.step.name)
+            constant = pe * simd == weight.size
+            if not (self.compiled and constant and self.khot <= COMPILER_KHOT):
+                self.shift_adds = self.pixels() * shift_adds(weight, self.khot, constant)
+                return self.digits("weight", weight, constant)
+        self.builder.named("product", "COUNT_SIGNS" if both else "ADD_SIGNED" if signs else "MULTIPLY")
+        if both:
+            self.builder.constant("padded", any(p.get(f"pad_{side}") for side in ("top", "left", "bottom", "right")))
+        return (weight < 0).astype(np.int64) if signs else weight
+
+    @property
+    def khot(self) -> int:
+        """Largest number of digits of the step's constants, or 0 where they are any codes."""
+        return int(self.step.params.get("khot", 0))
+
+    def digits(self, key: str, codes: np.ndarray, constant: bool) -> np.ndarray:
+        """States products by shifts and additions; returns the constants as they are stored for that."""
+        made = store_digits(codes, self.khot, constant)
+        self.builder.named("product", "SHIFT_ADD")
+        self.builder.constant("digit_count", made.packed.count)
+        self.builder.constant("digit_bits", made.packed.field_bits)
+        self.builder.constant("digit_none", made.packed.none)
+        if made.table is None:
+            self.builder.accessor("int", "digits(int i)", "return i;")
+        else:
+            array = self.builder.array(f"{key}_digits", made.table)
+            self.builder.accessor("int", "digits(int i)", f"return {array.name}[i];")
+        return made.stored
+
     def unary(self) -> None:
-        self.builder.parameters(self.step.params, ("channels", "size", "low", "high", "x_min"))
+        self.builder.parameters(self.step.params, ("channels", "size", "low", "high", "x_min", "khot"))
         self.builder.constant("size", self.builder.y.size)
         for key in ("low", "high", "x_min"):
             if key in self.step.params:
                 self.builder.constant(key, int(self.step.params[key]))
         for key, values in self.step.arrays.items():
+            if key in ("scale", "slope"):
+                values = self.factors(key, values)
             self.builder.look_up(key, values)
             if key == "slope":
                 self.builder.constant("slope_count", int(values.size))
+
+    def factors(self, key: str, values: np.ndarray) -> np.ndarray:
+        """Scales or slopes as they are stored, and how they multiply."""
+        constant = not self.dataflow
+        if not self.khot or (self.compiled and constant and self.khot <= COMPILER_KHOT):
+            self.builder.named("product", "MULTIPLY")
+            return values
+        uses = self.builder.y.size // values.size
+        self.shift_adds = uses * shift_adds(values, self.khot, constant)
+        return self.digits(key, values, True)
 
     def unroll(self) -> int:
         """Elements per cycle of an element-wise operator on arrays."""
@@ -216,8 +267,8 @@ class CallMaker:
         macs = self.pixels() * self.fold * self.multipliers if self.step.stem in (*DOTS, "matmul") else 0
         multipliers = self.multipliers if self.step.stem in (*DOTS, "matmul") else 0
         if self.step.stem in ("mul", "affine", "prelu"):
-            multipliers = result.lanes if self.stream else self.unroll()
-            macs = self.builder.y.size
+            multipliers = 0 if self.khot else result.lanes if self.stream else self.unroll()
+            macs = 0 if self.khot else self.builder.y.size
         return Process(
             self.builder.name,
             f"edgemat::{function}<parameters::{config.name}{template}>",
@@ -232,6 +283,7 @@ class CallMaker:
             multipliers,
             macs,
             self.buffer_bits(pattern) if self.stream else 0,
+            shift_adds=self.shift_adds,
         )
 
     def weights(self) -> list[str]:
@@ -275,10 +327,10 @@ class CallMaker:
         p = self.step.params
         if isinstance(pattern, Window):
             lines = (pattern.extent_h - 1) * pattern.in_w + pattern.extent_h * pattern.extent_w
-            return lines * p["in_c"] * self.step.inputs[0].format.width
+            return lines * p["in_c"] * self.step.inputs[0].format.storage_width
         if isinstance(pattern, Repeat):
-            return p["in_w"] * p["in_c"] * self.step.inputs[0].format.width
+            return p["in_w"] * p["in_c"] * self.step.inputs[0].format.storage_width
         if isinstance(pattern, Blocks):
             tensors = [*self.step.inputs, *self.step.outputs]
-            return sum(t.size * t.format.width for t in tensors) // pattern.repeat
+            return sum(t.size * t.format.storage_width for t in tensors) // pattern.repeat
         return 0

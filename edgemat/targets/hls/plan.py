@@ -8,6 +8,7 @@ A plan is written in TOML:
     part = "xcku5p-ffvb676-2-e"
     clock_ns = 5.0
     reuse = 4                # multiplications that share one multiplier
+    products = "shift_add"   # or "compiler": 2-hot constants are multiplied, and the compiler is to find the shifts
     ports = "axis"           # stream: axis, axis_last or memory; parallel: registers or memory
     [node.conv1]             # one table per node, by its name in the model
     pe = 4                   # outputs per clock cycle
@@ -27,6 +28,7 @@ from typing import Any
 from edgemat.errors import EdgematError
 
 IO = ("parallel", "stream")
+PRODUCTS = ("shift_add", "compiler")
 PORTS = {"parallel": ("registers", "memory"), "stream": ("axis", "axis_last", "memory")}
 _PART_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.")
 
@@ -69,6 +71,9 @@ class Plan:
         part: device.
         ports: kind of the top's ports; None takes the first of `PORTS` for `io`.
         beat_bits: widest beat of a stream that is chosen without being asked for.
+        products: how K-hot weights multiply. "shift_add" spells shifts and additions. "compiler" writes ``x * w`` where
+            the weights are constants of an unrolled loop and sums of at most two signed powers of two: for such
+            constants Vitis HLS 2025.1 infers no multiplier (published observation, not confirmed here).
         nodes: `NodePlan` by node name.
     """
 
@@ -78,11 +83,17 @@ class Plan:
     part: str = "xcku5p-ffvb676-2-e"
     ports: str | None = None
     beat_bits: int = 4096
+    products: str = "shift_add"
     nodes: Mapping[str, NodePlan] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.io not in IO:
             raise PlanError(f"io is {self.io!r}, expected one of {', '.join(IO)}{_nearest(str(self.io), IO)}")
+        if self.products not in PRODUCTS:
+            raise PlanError(
+                f"products is {self.products!r}, expected one of {', '.join(PRODUCTS)}"
+                f"{_nearest(str(self.products), PRODUCTS)}"
+            )
         for name in ("reuse", "beat_bits"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:

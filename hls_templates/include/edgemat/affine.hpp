@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Affine: scale[channel] * x + bias[channel], exact (fixed-point batch norm).
 //
-// C: scale(channel), bias(channel): ROM look-ups.
+// C: scale(channel), bias(channel): ROM look-ups; product (MULTIPLY or SHIFT_ADD).
 #ifndef EDGEMAT_AFFINE_HPP
 #define EDGEMAT_AFFINE_HPP
 
@@ -15,7 +15,8 @@ struct affine_element {
     static typename C::acc_t at(typename C::x0_t x, int channel) {
 #pragma HLS INLINE
         typedef typename C::sum_t sum_t;
-        return typename C::acc_t(sum_t(multiply<sum_t>(x, C::scale(channel)) + sum_t(C::bias(channel))));
+        typedef constant_product<C, C::product> product;
+        return typename C::acc_t(sum_t(product::at(x, C::scale(channel)) + sum_t(C::bias(channel))));
     }
 };
 

@@ -7,6 +7,8 @@
 #define EDGEMAT_DOT_HPP
 
 #include "edgemat/rounding.hpp"
+#include "edgemat/shift_add.hpp"
+#include "edgemat/signs.hpp"
 
 namespace edgemat {
 
@@ -23,7 +25,70 @@ inline Sum multiply(A a, B b) {
 }
 #endif
 
-// \tparam C  config: x0_t, weight_t, bias_t, acc_t, sum_t, y_t, pe, simd and the epilogue
+// The product of a code and a stored constant. KIND: MULTIPLY or SHIFT_ADD.
+template <class C, int KIND>
+struct constant_product {
+    template <class X, class W>
+    static auto at(X x, W constant) -> decltype(multiply<typename C::sum_t>(x, constant)) {
+#pragma HLS INLINE
+        return multiply<typename C::sum_t>(x, constant);
+    }
+};
+template <class C>
+struct constant_product<C, SHIFT_ADD> {
+    template <class X, class W>
+    static typename C::sum_t at(X x, W stored) {
+#pragma HLS INLINE
+        return shift_add<C>(x, stored);
+    }
+};
+
+// The terms of one iteration of the folded loop, added to `start`; one specialisation for each product_kind.
+template <class C, int KIND>
+struct term_sum {
+    typename C::sum_t sum;
+    explicit term_sum(typename C::sum_t start) : sum(start) {}
+    template <class W>
+    void take(int, typename C::x0_t x, W weight) {
+#pragma HLS INLINE
+        sum += constant_product<C, KIND>::at(x, weight);
+    }
+    typename C::sum_t total() const { return sum; }
+};
+
+template <class C>
+struct term_sum<C, ADD_SIGNED> {
+    typename C::sum_t sum;
+    explicit term_sum(typename C::sum_t start) : sum(start) {}
+    template <class W>
+    void take(int, typename C::x0_t x, W negative) {
+#pragma HLS INLINE
+        if (negative != 0) {
+            sum -= operand(x);
+        } else {
+            sum += operand(x);
+        }
+    }
+    typename C::sum_t total() const { return sum; }
+};
+
+template <class C>
+struct term_sum<C, COUNT_SIGNS> {
+    typename C::sum_t sum;
+    sign_counter<C::simd, C::padded> counter;
+    explicit term_sum(typename C::sum_t start) : sum(start) {}
+    template <class W>
+    void take(int s, typename C::x0_t x, W negative) {
+#pragma HLS INLINE
+        counter.take(s, x, negative != 0);
+    }
+    typename C::sum_t total() const {
+#pragma HLS INLINE
+        return sum + counter.present() - 2 * counter.differing();
+    }
+};
+
+// \tparam C  config: x0_t, weight_t, bias_t, acc_t, sum_t, y_t, product, pe, simd and the epilogue
 // \tparam OUTPUTS, DEPTH  rows and columns of the weights
 // \tparam CHANNELS, GROUPS  taps hold DEPTH / (CHANNELS / GROUPS) positions of CHANNELS codes; output o reads
 // the
@@ -45,16 +110,16 @@ void dot(const typename C::x0_t taps[DEPTH * GROUPS], const typename C::weight_t
 #pragma HLS UNROLL
                 const int o = first + p;
                 const int offset = GROUPS == 1 ? 0 : (o / group_outputs) * group_channels;
-                typename C::sum_t sum = start == 0 ? typename C::sum_t(bias[o]) : partial[p];
+                term_sum<C, C::product> sum(start == 0 ? typename C::sum_t(bias[o]) : partial[p]);
                 for (int s = 0; s < C::simd; s++) {
 #pragma HLS UNROLL
                     const int k = start + s;
                     const int tap =
                         GROUPS == 1 ? k : (k / group_channels) * CHANNELS + k % group_channels + offset;
-                    sum += multiply<typename C::sum_t>(taps[tap], weight[o][k]);
+                    sum.take(s, taps[tap], weight[o][k]);
                 }
-                partial[p] = sum;
-                if (start == DEPTH - C::simd) y[o] = finish<C>(typename C::acc_t(sum), o);
+                partial[p] = sum.total();
+                if (start == DEPTH - C::simd) y[o] = finish<C>(typename C::acc_t(partial[p]), o);
             }
         }
     }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // PReLU and LeakyReLU with a fixed-point slope: x << align where x >= 0, else slope[channel] * x; exact.
 //
-// C: slope(channel), slope_count (1: one slope for all), align.
+// C: slope(channel), slope_count (1: one slope for all), align, product (MULTIPLY or SHIFT_ADD).
 #ifndef EDGEMAT_PRELU_HPP
 #define EDGEMAT_PRELU_HPP
 
@@ -16,7 +16,8 @@ struct prelu_element {
 #pragma HLS INLINE
         typedef typename C::sum_t sum_t;
         if (x >= 0) return typename C::acc_t(shifted<C, C::align>(x));
-        return typename C::acc_t(sum_t(multiply<sum_t>(x, C::slope(C::slope_count == 1 ? 0 : channel))));
+        typedef constant_product<C, C::product> product;
+        return typename C::acc_t(sum_t(product::at(x, C::slope(C::slope_count == 1 ? 0 : channel))));
     }
 };
 

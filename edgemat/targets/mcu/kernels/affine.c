@@ -12,7 +12,7 @@ void EM_FUNCTION(const em_affine_params* p, const EM_X* x, const EM_W* scale, co
     EM_EPILOGUE_BEGIN(epilogue);
     int32_t c = 0;
     for (int32_t i = 0; i < p->size; ++i) {
-        const EM_ACC a = (EM_ACC)bias[c] + (EM_ACC)scale[c] * (EM_ACC)x[i];
+        const EM_ACC a = (EM_ACC)bias[c] + EM_PRODUCT(x[i], scale[c]);
         y[i] = EM_RESULT(a, c);
         c = c + 1 < p->channels ? c + 1 : 0;
     }

@@ -35,10 +35,10 @@ void EM_FUNCTION(const em_conv_params* p, const EM_X* x, const EM_W* weight, con
                     const EM_X* xi = xr;
                     const EM_W* wi = w + (k * p->kernel_w + kx.begin) * 4;
                     for (int32_t t = kx.begin; t < kx.end; ++t, xi += step_w, wi += 4) {
-                        a0 = (EM_SUM)(a0 + (EM_ACC)xi[0] * (EM_ACC)wi[0]);
-                        a1 = (EM_SUM)(a1 + (EM_ACC)xi[1] * (EM_ACC)wi[1]);
-                        a2 = (EM_SUM)(a2 + (EM_ACC)xi[2] * (EM_ACC)wi[2]);
-                        a3 = (EM_SUM)(a3 + (EM_ACC)xi[3] * (EM_ACC)wi[3]);
+                        a0 = (EM_SUM)(a0 + EM_PRODUCT(xi[0], wi[0]));
+                        a1 = (EM_SUM)(a1 + EM_PRODUCT(xi[1], wi[1]));
+                        a2 = (EM_SUM)(a2 + EM_PRODUCT(xi[2], wi[2]));
+                        a3 = (EM_SUM)(a3 + EM_PRODUCT(xi[3], wi[3]));
                     }
                 }
                 y[c] = EM_RESULT(a0, c);
@@ -53,7 +53,7 @@ void EM_FUNCTION(const em_conv_params* p, const EM_X* x, const EM_W* weight, con
                     const EM_X* xi = xr;
                     const EM_W* wi = w + k * p->kernel_w + kx.begin;
                     for (int32_t t = kx.begin; t < kx.end; ++t, xi += step_w, ++wi) {
-                        a = (EM_SUM)(a + (EM_ACC)*xi * (EM_ACC)*wi);
+                        a = (EM_SUM)(a + EM_PRODUCT(*xi, *wi));
                     }
                 }
                 y[c] = EM_RESULT(a, c);

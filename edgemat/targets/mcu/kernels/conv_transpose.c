@@ -32,7 +32,7 @@ void EM_FUNCTION(const em_conv_params* p, const EM_X* x, const EM_W* weight, con
                             x + (ty / p->stride_h * p->in_w + tx / p->stride_w) * p->in_c + origin;
                         const EM_W* wi = weight + ((o * p->kernel_h + ky) * p->kernel_w + kx) * group_in;
                         for (int32_t i = 0; i < group_in; ++i) {
-                            a += (EM_ACC)xi[i] * (EM_ACC)wi[i];
+                            a += EM_PRODUCT(xi[i], wi[i]);
                         }
                     }
                 }

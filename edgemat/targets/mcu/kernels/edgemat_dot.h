@@ -16,10 +16,10 @@ typedef struct em_walk {
 #define EM_MEET(value, at)                                  \
     do {                                                    \
         const EM_ACC em_value = (EM_ACC)(value);            \
-        a0 = (EM_SUM)(a0 + em_value * (EM_ACC)w[(at)]);     \
-        a1 = (EM_SUM)(a1 + em_value * (EM_ACC)w[(at) + 1]); \
-        a2 = (EM_SUM)(a2 + em_value * (EM_ACC)w[(at) + 2]); \
-        a3 = (EM_SUM)(a3 + em_value * (EM_ACC)w[(at) + 3]); \
+        a0 = (EM_SUM)(a0 + EM_PRODUCT(em_value, w[(at)]));     \
+        a1 = (EM_SUM)(a1 + EM_PRODUCT(em_value, w[(at) + 1])); \
+        a2 = (EM_SUM)(a2 + EM_PRODUCT(em_value, w[(at) + 2])); \
+        a3 = (EM_SUM)(a3 + EM_PRODUCT(em_value, w[(at) + 3])); \
     } while (0)
 
 /* sums[k] += products with interleaved row k. */
@@ -53,13 +53,13 @@ static EM_NOINLINE EM_SUM EM_PASTE(EM_FUNCTION, _dot1)(EM_SUM a, const EM_X* x, 
                                                        const em_walk* walk) {
     for (int32_t runs = walk->runs; runs > 0; --runs) {
         for (int32_t i = walk->length >> 2; i > 0; --i, x += 4, w += 4) {
-            a = (EM_SUM)(a + (EM_ACC)x[0] * (EM_ACC)w[0]);
-            a = (EM_SUM)(a + (EM_ACC)x[1] * (EM_ACC)w[1]);
-            a = (EM_SUM)(a + (EM_ACC)x[2] * (EM_ACC)w[2]);
-            a = (EM_SUM)(a + (EM_ACC)x[3] * (EM_ACC)w[3]);
+            a = (EM_SUM)(a + EM_PRODUCT(x[0], w[0]));
+            a = (EM_SUM)(a + EM_PRODUCT(x[1], w[1]));
+            a = (EM_SUM)(a + EM_PRODUCT(x[2], w[2]));
+            a = (EM_SUM)(a + EM_PRODUCT(x[3], w[3]));
         }
         for (int32_t i = walk->length & 3; i > 0; --i) {
-            a = (EM_SUM)(a + (EM_ACC)*x++ * (EM_ACC)*w++);
+            a = (EM_SUM)(a + EM_PRODUCT(*x++, *w++));
         }
         x += walk->x_skip;
         w += walk->w_skip;

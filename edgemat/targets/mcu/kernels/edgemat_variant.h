@@ -57,8 +57,21 @@
 #define EM_PER_CHANNEL 0
 #endif
 
+#ifndef EM_DIGITS /* 0: weights are codes; K: words of K packed digits (edgemat_shift_add.h) */
+#define EM_DIGITS 0
+#endif
+
 #define EM_ACC EM_PASTE3(int, EM_ACC_BITS, _t)
 #define EM_SUM EM_PASTE3(int, EM_SUM_BITS, _t)
+
+/* The product of an input and a constant. */
+#if EM_DIGITS > 0
+#include "edgemat_shift_add.h"
+#define EM_PRODUCT(x, w)                                                                                 \
+    EM_PASTE(em_shift_add_s, EM_ACC_BITS)((EM_ACC)(x), (uint32_t)(w), EM_DIGITS, EM_DIGIT_BITS, EM_DIGIT_NONE)
+#else
+#define EM_PRODUCT(x, w) ((EM_ACC)(x) * (EM_ACC)(w))
+#endif
 
 /* Loads what every result needs, once; a variant without epilogue does not touch the pointer. */
 #define EM_EPILOGUE_BEGIN(e)                                                                     \

@@ -21,6 +21,10 @@
 #undef EM_HIGHEST
 #undef EM_HEADROOM
 #undef EM_DIVIDE
+#undef EM_DIGITS
+#undef EM_DIGIT_BITS
+#undef EM_DIGIT_NONE
+#undef EM_PRODUCT
 #undef EM_JOIN
 #undef EM_EPILOGUE_BEGIN
 #undef EM_RESULT

@@ -14,7 +14,7 @@ void EM_FUNCTION(const em_prelu_params* p, const EM_X* x, const EM_W* slope, con
     int32_t channel = 0;
     for (int32_t i = 0; i < p->size; ++i) {
         const EM_ACC v = (EM_ACC)x[i];
-        y[i] = EM_RESULT(v >= 0 ? EM_SHIFT_LEFT(v, p->align) : v * (EM_ACC)slope[c], channel);
+        y[i] = EM_RESULT(v >= 0 ? EM_SHIFT_LEFT(v, p->align) : EM_PRODUCT(v, slope[c]), channel);
         c = c + 1 < p->channels ? c + 1 : 0;
         channel = EM_NEXT_CHANNEL(epilogue, channel);
     }
