@@ -212,6 +212,13 @@ def test_host_functions_quantise_as_the_definition(tmp_path, compiler):
                 f"for (int i = 0; i < n; i++) {{ {kind} code; edgemat::quantize_code<edgemat::{q}, edgemat::{o}>"
                 '(values[i], 2, code); std::printf("%d\\n", code.to_int()); }'
             )
+    narrow = [("ap_int<5>", "RND_CONV", "SAT_SYM", bits) for bits in (0, 1, 3)]
+    narrow += [("ap_uint<5>", "TRN_ZERO", "SAT", bits) for bits in (0, 1, 4)] + [("ap_int<2>", "TRN", "SIGN", 2)]
+    for kind, q, o, bits in narrow:
+        lines.append(
+            f"for (int i = 0; i < n; i++) {{ {kind} code; edgemat::quantize_code<edgemat::{q}, edgemat::{o}>"
+            f'(values[i], 2, code, {bits}); std::printf("%d\\n", code.to_int()); }}'
+        )
     source = tmp_path / "host.cpp"
     source.write_text("\n".join([*lines, "return 0; }"]))
     from pathlib import Path
@@ -225,6 +232,9 @@ def test_host_functions_quantise_as_the_definition(tmp_path, compiler):
     )  # fmt: skip
     found = np.array(subprocess.run([str(program)], capture_output=True, check=True).stdout.split(), np.int64)
     expected = [formats.quantize(values, Fixed(5, 3, signed, q, o)) for signed in (True, False) for q, o in modes]
+    for kind, q, o, bits in narrow:
+        channel = Fixed.of_channels((5, bits), (2, 2), kind == "ap_int<5>", q, o) if o != "SIGN" else formats.BIPOLAR
+        expected.append(formats.quantize(np.stack([values, values], 1), channel)[:, 1])
     assert np.array_equal(found, np.concatenate(expected))
 
 

@@ -195,7 +195,8 @@ def real_values(fmt: Fixed, size: int) -> np.ndarray:
     rng = np.random.default_rng(0)
     lsb = np.ldexp(1.0, -np.asarray(fmt.fracs, dtype=np.int64).max())
     low, high = fmt.rails
-    near = np.concatenate([np.arange(-9, 10), low + np.arange(-3, 4), high + np.arange(-3, 4)]) + 0.5
+    rails = np.concatenate(fmt.channel_rails())
+    near = np.concatenate([np.arange(-9, 10), *(rail + np.arange(-3, 4) for rail in rails)]) + 0.5
     ties = np.concatenate([near * lsb, (near + 0.5) * lsb]).astype(np.float32)
     spread = np.concatenate([ties, np.nextafter(ties, np.float32(np.inf)), np.nextafter(ties, np.float32(-np.inf))])
     odd = np.array([0.0, -0.0, 1e-45, -1e-45, 1e-38, 3.4e38, -3.4e38, 1.0, -1.0, 0.49999997, -0.49999997])
@@ -208,8 +209,18 @@ def real_values(fmt: Fixed, size: int) -> np.ndarray:
 
 @pytest.mark.parametrize("text", ["fixed<8,3", "ufixed<6,-3", "fixed<16,20", "fixed<7,[1,4,-2]", "fixed<30,8"])
 def test_quantize_and_dequantize_equal_the_reference(text, tmp_path, cc) -> None:
-    for index, (rounding, overflow) in enumerate(zip(ROUNDINGS, OVERFLOWS * 2, strict=False)):
-        fmt = Fixed.parse(f"{text},{rounding},{overflow}>")
+    check_ports([f"{text},{q},{o}>" for q, o in zip(ROUNDINGS, OVERFLOWS * 2, strict=False)], tmp_path, cc)
+
+
+def test_ports_with_channels_of_their_own_width_and_with_signs(tmp_path, cc) -> None:
+    texts = ["fixed<[7,3,0],[1,4,-2],RND,SAT>", "ufixed<[1,0,12],[3,1,2],RND_CONV,SAT>", "bipolar"]
+    check_ports([*texts, "fixed<[40,1,2],[8,1,2],TRN_ZERO,SAT_SYM>"], tmp_path, cc)
+
+
+def check_ports(texts, tmp_path, cc) -> None:
+    """The generated functions between real values and codes, for each format of three channels."""
+    for index, text in enumerate(texts):
+        fmt = Fixed.parse(text)
         net = Network("real")
         x = net.add_input(tensor(str(fmt), (None, 3, 1, 5), "x"))
         net.output(net.reshape("view", x, (3, 5, 1)))
