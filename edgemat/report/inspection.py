@@ -52,7 +52,7 @@ class Inspection:
     @property
     def totals(self) -> dict[str, int]:
         """Sums over the nodes, for one sample."""
-        keys = ("multiplies", "additions", "weight_bits", "ebops")
+        keys = ("multiplies", "additions", "shift_adds", "weight_bits", "ebops")
         return {"nodes": len(self.nodes), **{key: sum(getattr(node, key) for node in self.nodes) for key in keys}}
 
     @property
@@ -140,6 +140,7 @@ def _node(call: Call, function: ir.Function) -> NodeReport:
         "" if call.epilogue is None else str(call.epilogue.format),
         cost.multiplies,
         cost.additions,
+        cost.shift_adds,
         cost.weight_bits,
         proved,
         bounds.width or 0,

@@ -32,6 +32,7 @@ class NodeReport:
         requantize: format of the fused Requantize, or "".
         multiplies: multiplications of one sample.
         additions: additions of one sample.
+        shift_adds: shifted operands among them that take the place of multiplications by K-hot weights.
         weight_bits: bits of its weights.
         proved: whether no accumulator of any backend can overflow.
         accumulator: bits the file states for the sum (P), which native code uses exactly; 0 where it states none.
@@ -51,6 +52,7 @@ class NodeReport:
     requantize: str
     multiplies: int
     additions: int
+    shift_adds: int
     weight_bits: int
     proved: bool
     accumulator: int = 0

@@ -34,12 +34,15 @@ def inspection_tables(
         _row(ports, edge.name, _shape(edge), _format(edge), _interval(edge.range))
     nodes = _table(
         f"model {model}", "node", "operator", "result", "format", "codes", "partial sums", "acc bits", "C acc",
-        "ONNX carrier", "multiplies", "additions", "weight bits", "EBOPs",
+        "ONNX carrier", "multiplies", "additions", "shift-adds", "weight bits", "EBOPs",
     )  # fmt: skip
     for node in reports:
         _row(nodes, *_cells(node))
     _row(
-        nodes, "total", *[""] * 8, *(f"{totals[key]:,}" for key in ("multiplies", "additions", "weight_bits", "ebops"))
+        nodes,
+        "total",
+        *[""] * 8,
+        *(f"{totals[key]:,}" for key in ("multiplies", "additions", "shift_adds", "weight_bits", "ebops")),
     )
     parts: list[RenderableType] = [ports, nodes, _proof(overflow)]
     if target is not None:
@@ -69,6 +72,7 @@ def _cells(node: NodeReport) -> list[str]:
         ", ".join(node.carriers) or "moves codes",
         f"{node.multiplies:,}",
         f"{node.additions:,}",
+        f"{node.shift_adds:,}",
         f"{node.weight_bits:,}",
         f"{node.ebops:,}",
     ]

@@ -44,6 +44,7 @@ def _mcu(graph: Graph) -> TargetCost:
     from edgemat.targets.mcu.variants import plan_calls
 
     planned = project(graph)
+    costs = [call.op.cost(call) for call in graph.nodes]
     rows = []
     for step in to_native(graph).steps:
         for call in plan_calls(step):
@@ -57,6 +58,8 @@ def _mcu(graph: Graph) -> TargetCost:
         "arena_bytes": planned.arena_bytes,
         "arena_lower_bound_bytes": planned.arena_lower_bound_bytes,
         "weight_bytes": planned.weight_bytes,
+        "multiplies": sum(cost.multiplies for cost in costs),
+        "shift_adds": sum(cost.shift_adds for cost in costs),
     }
     return TargetCost("mcu", False, totals, ("node", "kernel", "accumulator", "weight_bytes"), tuple(rows))
 
@@ -74,6 +77,7 @@ def _hls(graph: Graph) -> TargetCost:
             "latency_cycles": cost.latency_cycles,
             "ii_cycles": cost.ii_cycles,
             "multipliers": cost.multipliers,
+            "shift_adds": cost.shift_adds,
             "memory_bits": cost.memory_bits + cost.fifo_bits,
         }
         rows += [
