@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from edgemat.nn.activation import QuantClip, QuantConstant, QuantPReLU, QuantReLU
 from edgemat.nn.batch_norm import BatchNorm, QuantBatchNorm
+from edgemat.nn.bipolar import BipolarQuantizer, clip_latent_weights
 from edgemat.nn.calibration import calibrate
 from edgemat.nn.conversion import quantize
 from edgemat.nn.convolution import QuantConv1d, QuantConv2d, QuantConvTranspose2d
+from edgemat.nn.fracbnn import FracBNN, FracBNNBlock, FractionalConv2d, QuantRPReLU
 from edgemat.nn.join import QuantAdd, QuantConcat, QuantMatMul, QuantMul, QuantSub
 from edgemat.nn.layer import QuantLayer
 from edgemat.nn.linear import QuantLinear
@@ -14,10 +16,15 @@ from edgemat.nn.pooling import QuantAdaptiveAvgPool, QuantAvgPool, QuantMean
 from edgemat.nn.preparation import prepare_export
 from edgemat.nn.quantizer import FixedQuantizer, codes
 from edgemat.nn.tables import QuantSigmoid, QuantSoftmax, QuantTable, QuantTanh
+from edgemat.nn.thermometer import ThermometerEncoding
 
 __all__ = [
     "BatchNorm",
+    "BipolarQuantizer",
     "FixedQuantizer",
+    "FracBNN",
+    "FracBNNBlock",
+    "FractionalConv2d",
     "QuantAdaptiveAvgPool",
     "QuantAdd",
     "QuantAvgPool",
@@ -34,13 +41,16 @@ __all__ = [
     "QuantMean",
     "QuantMul",
     "QuantPReLU",
+    "QuantRPReLU",
     "QuantReLU",
     "QuantSigmoid",
     "QuantSoftmax",
     "QuantSub",
     "QuantTable",
     "QuantTanh",
+    "ThermometerEncoding",
     "calibrate",
+    "clip_latent_weights",
     "codes",
     "prepare_export",
     "quantize",

@@ -19,13 +19,15 @@ from edgemat.nn.kinds import ARITHMETIC
 from edgemat.nn.layer import QuantLayer
 from edgemat.nn.normal_form import normalize
 from edgemat.nn.placement import Value
-from edgemat.nn.quantizer import FixedQuantizer, quantizer_of
+from edgemat.nn.quantizer import FixedQuantizer
 from edgemat.nn.quantizers import activation_quantizer
+from edgemat.nn.summary import show, wanted
 from edgemat.nn.tracing import refuse, trace
+from edgemat.nn.treatment import remember, treatments_of
 from edgemat.recipe import Recipe
 
 
-def quantize(model: nn.Module, recipe: Recipe | None = None) -> fx.GraphModule:
+def quantize(model: nn.Module, recipe: Recipe | None = None, verbose: bool | None = None) -> fx.GraphModule:
     """A quantised copy of `model`; the module given is left untouched.
 
     Parameter names stay, so a float `state_dict` loads; quantisers add names of their own. Calibrate the result
@@ -34,6 +36,8 @@ def quantize(model: nn.Module, recipe: Recipe | None = None) -> fx.GraphModule:
     Args:
         model: A float module that torch.fx can trace.
         recipe: Formats; by default 8 bits everywhere with learned binary points.
+        verbose: Whether to print to stderr what was done with each layer (`edgemat.summary`); None does where stderr is
+            a terminal.
 
     Returns:
         A GraphModule in the training mode of `model`.
@@ -54,7 +58,10 @@ def quantize(model: nn.Module, recipe: Recipe | None = None) -> fx.GraphModule:
             "on the float module again, with the new recipe"
         )
     root = copy.deepcopy(model)
-    return Conversion(root, normalize(trace(root), root), recipe).run()
+    module = Conversion(root, normalize(trace(root), root), recipe).run()
+    if wanted(verbose):
+        show(module)
+    return module
 
 
 class Conversion(Handlers):
@@ -72,6 +79,7 @@ class Conversion(Handlers):
         name = f"Quantized{type(self.root).__name__}"
         module = fx.GraphModule(self.root, self.new, name)
         name_modules(module)
+        remember(module, treatments_of(self))
         for part in module.modules():
             if isinstance(part, QuantLayer | FixedQuantizer):
                 part.network = name

@@ -234,8 +234,7 @@ class Placement:
             return None
         fan_in = layer.weight.numel() // layer.outputs
         width = min((fan_in * source.grid.magnitude).bit_length() + 1 + (layer.bias is not None), 32)
-        fmt = Fixed(width, width - source.exponent() if source.stated else None)
-        return self.quantizer(node, rules, fmt)
+        return FixedQuantizer(Fixed(width, width - source.exponent() if source.stated else None), role="requantize")
 
     def quantizer(self, node: fx.Node, rules: LayerRecipe, fmt: Fixed, relu: bool = False) -> FixedQuantizer:
         """The quantiser of a node's result in the format `fmt`."""
