@@ -141,7 +141,7 @@ class QuantizationDelay:
                 hook = RealPass()
                 self._hooks[name] = hook, quantizer.register_forward_hook(hook)
                 quantizer.delayed = True
-            noted = self.recalibrate is not None and self.steps == start - 1
+            noted = self.recalibrate is not None and self.steps == start - 1 and quantizer.role != "weights"
             self._hooks[name][0].statistics = Statistics(channels=quantizer.per_channel) if noted else None
 
     def _join(self, name: str) -> None:
