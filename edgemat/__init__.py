@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from edgemat.nn import calibrate, quantize
     from edgemat.nn.accumulator import accumulator_penalty
     from edgemat.nn.cost import CostRamp, CostTarget, Front, cost, cost_table
+    from edgemat.nn.summary import summary
     from edgemat.nn.training import (
         DistillationLoss,
         OscillationTracker,
@@ -68,6 +69,7 @@ _HOMES = {
     "parameter_groups": "edgemat.nn.training",
     "ptq": "edgemat.nn.training",
     "quantize": "edgemat.nn",
+    "summary": "edgemat.nn.summary",
     "to_onnx": "edgemat.lower",
     "verify": "edgemat.verification",
 }
@@ -100,6 +102,7 @@ __all__ = [
     "parameter_groups",
     "ptq",
     "quantize",
+    "summary",
     "to_onnx",
     "verify",
 ]
