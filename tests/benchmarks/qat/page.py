@@ -34,7 +34,7 @@ def compact(rows: list[Row]) -> list[Row]:
     """The rows as they are stored: of a front, the points that no other beats."""
     stored = []
     for row in rows:
-        result = dict(row["result"])
+        result = {key: value for key, value in row["result"].items() if key != "seconds"}
         if "points" in result:
             result["points"] = [result["points"][i] for i in undominated(result["points"])]
         stored.append({"job": row["job"], "result": result})
@@ -83,18 +83,22 @@ def budget_line(rows: list[Row], network: str) -> str:
 
 
 def exactness(rows: list[Row]) -> str:
-    """How many exported points were verified, and on what."""
-    reports = [row["result"]["verified"] for row in rows if "verified" in row["result"]]
-    reports += [p["verified"] for row in rows for p in row["result"].get("points", []) if "verified" in p]
-    if not reports:
-        return "No exported point was verified.\n"
-    exact = sum(report["exact"] for report in reports)
-    names = sorted({name for report in reports for name in report["mismatches"]})
-    return (
-        f"{len(reports)} exported points were compared on {', '.join(names)} with their test samples and the corner "
-        f"vectors ({sum(report['samples'] for report in reports):,} samples in all): {exact} exact, "
-        f"{len(reports) - exact} not.\n"
-    )
+    """How many exported points were compared for each network, and on what."""
+    lines = []
+    for network, title in TITLES.items():
+        found = [row for row in rows if row["job"]["task"].startswith("exact-") and row["job"]["network"] == network]
+        points = [point for row in found for point in row["result"]["verified"]]
+        if not points:
+            lines.append(f"- {title}: no exported point was compared.")
+            continue
+        exact = sum(point["exact"] for point in points)
+        names = sorted({name for point in points for name in point["mismatches"]})
+        lines.append(
+            f"- {title}: {len(points)} exported points on {', '.join(names)}, "
+            f"{sum(point['samples'] for point in points):,} samples with the corner vectors: {exact} exact, "
+            f"{len(points) - exact} not."
+        )
+    return "\n".join(lines) + "\n"
 
 
 def fronts(rows: list[Row]) -> dict[str, np.ndarray]:

@@ -45,9 +45,9 @@ class Network:
 
 
 NETWORKS = {
-    "mlp": Network(0, 2_434, (8, 4, True), 30, 20, 128, 5e-3, 2e-3),
-    "lenet": Network(20_000, 5_000, (8, 8, False), 4, 2, 64, 2e-3, 1e-3),
-    "resnet8": Network(5_400, 600, (8, 7, True), 6, 2, 64, 3e-3, 1e-3, 2_000),
+    "mlp": Network(0, 2_434, (8, 4, True), 30, 20, 128, 5e-3, 5e-3),
+    "lenet": Network(20_000, 5_000, (8, 8, False), 3, 2, 64, 2e-3, 2e-3),
+    "resnet8": Network(5_400, 600, (8, 7, True), 6, 2, 64, 3e-3, 2e-3, 2_000),
 }
 SHORT = {
     "mlp": replace(NETWORKS["mlp"], float_epochs=6, epochs=4),
@@ -62,7 +62,8 @@ class Job:
     """One training.
 
     Attributes:
-        task: ``float``, ``fixed`` (stated widths) or ``front`` (learned widths under a growing cost).
+        task: ``float``, ``fixed`` (stated widths) or ``front`` (learned widths under a growing cost); ``exact-fixed``
+            and ``exact-front`` compare what was exported of them.
         method: ``float``, ``ptq``, ``edgemat``, ``brevitas`` or ``hgq2``.
         network: Key of `NETWORKS`.
         bits: Width of weights and activations; 0 where it is learned or there is none.

@@ -1,7 +1,7 @@
 """edgemat's accuracy/EBOPs front: a width for each weight and each activation channel, under a growing cost.
 
-`edgemat.Front` keeps the epochs' networks that no other beats in both validation accuracy and EBOPs; they are exported,
-counted from the file's own integers and verified on every backend.
+`edgemat.Front` keeps the epochs' networks that no other beats in both validation accuracy and EBOPs; they are exported
+and counted from the file's own integers; `exactness` verifies them.
 """
 
 from __future__ import annotations
@@ -12,21 +12,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 import edgemat
 from edgemat.lower import read
-from tests.benchmarks.qat import bits, float_start, loop
-from tests.benchmarks.qat.protocol import Job, Split, load
-from tests.benchmarks.qat.train_edgemat import BACKENDS, input_format
-
-VERIFIED = 200
+from tests.benchmarks.qat import bits, float_start, loop, train_edgemat
+from tests.benchmarks.qat.protocol import Job, load
 
 
 def recipe(job: Job) -> edgemat.Recipe:
     """Learned widths from the job's ceilings down to 0."""
     return edgemat.Recipe(
-        input=input_format(job),
+        input=train_edgemat.input_format(job),
         weights=f"fixed<{int(job.option('weight_bits', 6))}>",
         activations=f"fixed<{int(job.option('data_bits', 6))}>",
         learn_widths="all",
@@ -74,22 +70,14 @@ def run(job: Job, folder: Path) -> dict[str, Any]:
             front.offer(q, reached["validation"], cost)
 
         loop.train(q, split, job, job.budget.epochs, rate, groups, ramp.penalty, after_epoch, ramp.step)
+        states, points = [], []
         for point in front.points:
             front.load(q, point)
+            path = Path(name) / "net.onnx"
+            edgemat.to_onnx(q.eval(), torch.from_numpy(split.x_test[:2]), path)
+            products, sums = count(path)
             place = next(p for p in found if (p["validation"], p["ebops"]) == (point.accuracy, point.cost))
-            place["reported"] = place["ebops"]
-            place |= exported(q.eval(), split)
-    return {"points": [p for p in found if "verified" in p]}
-
-
-def exported(q: nn.Module, split: Split) -> dict[str, Any]:
-    """What the file of one point says and computes."""
-    samples = split.x_test[:VERIFIED]
-    with tempfile.TemporaryDirectory() as name:
-        path = Path(name) / "net.onnx"
-        edgemat.to_onnx(q, torch.from_numpy(samples[:2]), path)
-        products, sums = count(path)
-        report = edgemat.verify(path, inputs=samples, backends=BACKENDS, module=q).to_dict()
-    rows = {backend: row["mismatches"] for backend, row in report["backends"].items()}
-    verified = {"samples": report["samples"], "mismatches": rows, "exact": bool(report["ok"])}
-    return {"ebops": products, "bias_bits": sums, "verified": verified}
+            points.append({**place, "ebops": products, "bias_bits": sums, "reported": place["ebops"]})
+            states.append({key: value.clone() for key, value in q.state_dict().items()})
+    train_edgemat.store(job, folder, states)
+    return {"points": points}

@@ -170,12 +170,12 @@ def resnet8(made: Fixed) -> keras.Model:
         return made.conv(filters, kernel, first=first, strides=stride, name=name)(x)
 
     def stack(x: Any, filters: int, stride: int, name: str) -> Any:
-        y = made.norm(f"{name}.bn1")(padded(x, filters, 3, f"{name}.conv1", stride))
-        y = padded(keras.layers.ReLU()(y), filters, 3, f"{name}.conv2")
-        y = made.norm(f"{name}.bn2")(y)
+        y = made.norm(f"{name}__bn1")(padded(x, filters, 3, f"{name}__conv1", stride))
+        y = padded(keras.layers.ReLU()(y), filters, 3, f"{name}__conv2")
+        y = made.norm(f"{name}__bn2")(y)
         same = stride == 1 and x.shape[-1] == filters
-        side = x if same else padded(x, filters, 1, f"{name}.shortcut", stride)
-        joined = QAdd(iq_confs=[made.data(signed=True), made.data(signed=not same)], name=f"{name}.add")([y, side])
+        side = x if same else padded(x, filters, 1, f"{name}__shortcut", stride)
+        joined = QAdd(iq_confs=[made.data(signed=True), made.data(signed=not same)], name=f"{name}__add")([y, side])
         return keras.layers.ReLU()(joined)
 
     x = inputs = keras.Input((32, 32, 3))
@@ -192,7 +192,7 @@ NETWORKS = {"mlp": mlp, "lenet": lenet, "resnet8": resnet8}
 def set_weights(model: keras.Model, arrays: dict[str, np.ndarray]) -> None:
     """The float network's weights, in Keras' layouts."""
     for layer in model.layers:
-        name = layer.name
+        name = layer.name.replace("__", ".")  # a torch module's name holds no dot
         if f"{name}.weight" not in arrays:
             continue
         weight = arrays[f"{name}.weight"]

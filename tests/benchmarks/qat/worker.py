@@ -37,7 +37,11 @@ def main() -> None:
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     torch.manual_seed(job.seed)
     start = time.perf_counter()
-    name = "train_front" if (job.task, job.method) == ("front", "edgemat") else METHODS[job.method]
+    name = METHODS[job.method]
+    if job.task.startswith("exact-"):
+        name = "exactness"
+    elif (job.task, job.method) == ("front", "edgemat"):
+        name = "train_front"
     module = importlib.import_module(f"tests.benchmarks.qat.{name}")
     found = module.run(job, folder)
     found["seconds"] = time.perf_counter() - start
