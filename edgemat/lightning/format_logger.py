@@ -7,12 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import nn
 
-from edgemat.errors import EdgematError
+from edgemat.errors import EdgematError, FormatError
 from edgemat.formats import Fixed
 from edgemat.lightning import ranks
-from edgemat.lightning.network import Capture, Found, arguments_of, find_network, is_compiled
+from edgemat.lightning.network import Capture, Found, arguments_of, find_network, is_compiled, quantizers
 from edgemat.lightning.saturation import measure
+from edgemat.nn import prepare_export
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -88,7 +91,8 @@ class FormatLogger(Callback):
         """Takes note of the formats the training starts from."""
         assert self._found is not None
         if not self._start:
-            self._start = {name: str(part.format) for name, part in self._found.quantizers.items() if part.ready}
+            found = quantizers(deployed(self._found))
+            self._start = {name: str(part.format) for name, part in found.items() if part.ready}
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Before a batch that may be measured, waits for the network's arguments."""
@@ -136,23 +140,27 @@ class FormatLogger(Callback):
         return step > 0 and step % self.every_n_steps == 0 and step != self._logged
 
     def _log(self, trainer: Trainer, batch: Any) -> None:
-        found = self._found
-        assert found is not None
-        ready = {name: part.format for name, part in found.quantizers.items() if part.ready}
-        figures = {f"formats/{name}/{key}": v for name, fmt in ready.items() for key, v in bits(fmt).items()}
-        if self.saturation and len(ready) == len(found.quantizers):
-            for name, rate in self._measured(trainer, found, batch).items():
-                figures[f"formats/{name}/saturated"] = rate
-                self._rates[name] = rate, max(rate, self._rates.get(name, (0.0, 0.0))[1])
+        assert self._found is not None
+        try:
+            network = deployed(self._found)
+            kept = {name: part.format for name, part in quantizers(network).items() if part.ready}
+            figures = {f"formats/{name}/{key}": v for name, fmt in kept.items() for key, v in bits(fmt).items()}
+            if self.saturation and len(kept) == len(self._found.quantizers):
+                for name, rate in self._measured(trainer, network, batch).items():
+                    figures[f"formats/{name}/saturated"] = rate
+                    self._rates[name] = rate, max(rate, self._rates.get(name, (0.0, 0.0))[1])
+        except FormatError as error:
+            rank_zero_warn(f"FormatLogger logs nothing at step {trainer.global_step}: {error}")
+            return
         for logger in trainer.loggers:
             logger.log_metrics(figures, step=trainer.global_step - 1)  # Lightning numbers steps from 0
 
-    def _measured(self, trainer: Trainer, found: Found, batch: Any) -> dict[str, float]:
+    def _measured(self, trainer: Trainer, network: nn.Module, batch: Any) -> dict[str, float]:
         """The saturation rate by quantiser, over the batches of all processes."""
-        arguments = self._capture.arguments or arguments_of(found.network, batch)
+        arguments = self._capture.arguments or arguments_of(network, batch)
         if arguments is None:
             return {}
-        counts = measure(found, arguments)
+        counts = measure(network, arguments)
         if not counts:
             return {}
         device = next((t.device for t in arguments.tensors()), torch.device("cpu"))
@@ -169,7 +177,7 @@ class FormatLogger(Callback):
         if self._found is None:
             raise EdgematError("FormatLogger has no network yet, expected one; pass it to a Trainer and call fit first")
         made = []
-        for name, part in self._found.quantizers.items():
+        for name, part in quantizers(deployed(self._found)).items():
             if not part.ready:
                 continue
             start = Fixed.parse(self._start[name]) if name in self._start else None
@@ -193,6 +201,13 @@ class FormatLogger(Callback):
             cells = row.name, _span(_widths(row.format)), *points, *shares
             table.add_row(*(Text(cell) for cell in cells))
         return table
+
+
+def deployed(found: Found) -> nn.Module:
+    """A copy of the network with the formats it would be deployed with; before calibration the network as it is."""
+    if all(part.ready for part in found.quantizers.values()):
+        return prepare_export(found.network)
+    return found.network
 
 
 def bits(fmt: Fixed) -> dict[str, float]:

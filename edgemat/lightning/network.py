@@ -35,7 +35,12 @@ class Found:
     @property
     def quantizers(self) -> dict[str, FixedQuantizer]:
         """Every quantiser of the network by its name there."""
-        return {name: part for name, part in self.network.named_modules() if isinstance(part, FixedQuantizer)}
+        return quantizers(self.network)
+
+
+def quantizers(network: nn.Module) -> dict[str, FixedQuantizer]:
+    """Every quantiser of a network by its name there."""
+    return {name: part for name, part in network.named_modules() if isinstance(part, FixedQuantizer)}
 
 
 def find_network(module: nn.Module, name: str | None = None) -> Found:

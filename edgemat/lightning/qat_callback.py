@@ -6,13 +6,13 @@
 **The penalty.** No hook of Lightning may change the loss, and no method is replaced. A sum's gradient is the sum of the
 gradients, so the penalty's is taken with `torch.autograd.grad` in `on_before_optimizer_step` and added to ``.grad``:
 exactly what ``loss.backward(); penalty.backward()`` leaves there. At that point the gradients are those of all
-accumulated batches, unscaled, already averaged over the processes, and not yet clipped; the penalty depends on
-parameters alone, so every process adds the same and no factor is needed. `torch.autograd.grad` runs none of DDP's
-reduction hooks.
+accumulated batches, unscaled, already averaged over the processes, and not yet clipped; the penalty depends on weights
+and formats, which all processes share, so every process adds the same and no factor is needed. `torch.autograd.grad`
+runs none of DDP's reduction hooks. Costs begin when the delay is over: real numbers cost no bits.
 
 **Processes.** Formats must be the same in all of them. Gradients of binary points are averaged as all others; what is
 *observed* is shared here: calibration batches are gathered, ranges of WRAP formats and of the delay's last real step
-are united, and batch norm statistics are the first process's after every step, not only at the next one.
+are united, and batch norm statistics are the first process's after every batch, not only in the next one.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.seed import isolate_rng
+from torch import nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
@@ -32,6 +34,7 @@ import edgemat
 from edgemat.errors import EdgematError, FormatError, UnsupportedOpError
 from edgemat.lightning import ranks
 from edgemat.lightning.network import Found, find_network
+from edgemat.lightning.saturation import evaluating
 
 Moment = int | float
 Options = Mapping[str, Any]
@@ -53,6 +56,8 @@ class QATCallback(Callback):
             begins.
         cost_target: Arguments of `edgemat.CostTarget`, such as ``{"cost": "lut", "at_most": 2000}``, or several.
         cost_ramp: Arguments of `edgemat.CostRamp`.
+        front: ``folder``, ``monitor`` (a logged metric of which more is better) and ``cost`` (a cost model): after each
+            validation the network is offered to the `edgemat.Front` in that folder.
         freeze_batch_norm: When the batch norms' statistics are frozen.
         network: Name of the quantised network in the LightningModule; None takes the only one.
 
@@ -68,6 +73,7 @@ class QATCallback(Callback):
         oscillation: bool | Options = False,
         cost_target: Options | Sequence[Options] = (),
         cost_ramp: Options | None = None,
+        front: Options | None = None,
         freeze_batch_norm: Moment | None = None,
         network: str | None = None,
     ):
@@ -79,6 +85,9 @@ class QATCallback(Callback):
         targets = (cost_target,) if isinstance(cost_target, Mapping) else cost_target
         self.cost_targets = [dict(options) for options in targets]
         self.cost_ramp = None if cost_ramp is None else dict(cost_ramp)
+        self.front = None if front is None else dict(front)
+        if self.front is not None and set(self.front) != {"folder", "monitor", "cost"}:
+            raise EdgematError(f"QATCallback: front has keys {sorted(self.front)}, expected folder, monitor and cost")
         self.network = network
         start = None if self.oscillation is None else self.oscillation.pop("start", 0)
         self._moments: dict[str, Moment] = {}
@@ -93,7 +102,8 @@ class QATCallback(Callback):
         self._costs: list[Any] = []
         self._norms: Any = None
         self._global_step = 0
-        self._has_gradients = False
+        self._penalties: dict[nn.Parameter, torch.Tensor] | None = None
+        self._counted = False
         self._loaded: dict[str, Any] | None = None
 
     @property
@@ -182,31 +192,49 @@ class QATCallback(Callback):
 
     # -- steps ----------------------------------------------------------------------------------------------------
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Nothing has been added to the gradients of this batch."""
+        """Remembers the steps before this batch."""
         self._global_step = trainer.global_step
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Takes note that there is a loss: a step without one gets no penalty either."""
-        self._has_gradients = True
+        """A loss has gradients: the next steps of optimisers get the penalty's. Without a loss there is none."""
+        self._penalties = None
+        self._counted = bool(self._costs) and (self._delay is None or self._delay.finished)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Adds the gradient of the penalty."""
-        if not self._costs or not self._has_gradients:
+        if not self._counted:
             return
-        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
-        with torch.enable_grad():
-            penalty = sum(cost.penalty() for cost in self._costs)
-            if not isinstance(penalty, torch.Tensor) or not penalty.requires_grad:
-                return
-            gradients = torch.autograd.grad(penalty, parameters, allow_unused=True)
+        if self._penalties is None:
+            self._penalties = self._penalty_gradients(pl_module)
         with torch.no_grad():
-            for parameter, gradient in zip(parameters, gradients, strict=True):
-                if gradient is not None and parameter.grad is None:
+            for parameter in (p for group in optimizer.param_groups for p in group["params"]):
+                gradient = self._penalties.pop(parameter, None)
+                if gradient is None:
+                    continue
+                if parameter.grad is None:
                     parameter.grad = gradient
-                elif gradient is not None:
-                    assert parameter.grad is not None
+                else:
                     parameter.grad.add_(gradient)
+
+    def _penalty_gradients(self, pl_module: LightningModule) -> dict[nn.Parameter, torch.Tensor]:
+        """The gradient of the penalties' sum by parameter.
+
+        Raises:
+            FormatError: if it has none, because no width is learned.
+        """
+        assert self._found is not None
+        parameters = [p for p in self._found.network.parameters() if p.requires_grad]
+        with torch.enable_grad():
+            terms = [cost.penalty() for cost in self._costs]
+            penalty = torch.stack(terms).sum() if len(terms) > 1 else terms[0]
+            if not penalty.requires_grad:
+                raise FormatError(
+                    "QATCallback: the cost of the network cannot change, expected learned widths; quantise with "
+                    "learn_widths='all' in the recipe"
+                )
+            gradients = torch.autograd.grad(penalty, parameters, allow_unused=True)
         pl_module.log("qat/penalty", penalty.detach())
+        return {p: gradient for p, gradient in zip(parameters, gradients, strict=True) if gradient is not None}
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -214,18 +242,18 @@ class QATCallback(Callback):
         """Moves the schedules on if the optimiser made a step."""
         found = self._found
         assert found is not None
+        ranks.synchronize(trainer, found.network)
         if trainer.global_step == self._global_step:
             return
-        self._has_gradients = False
         self._steps += 1
-        ranks.synchronize(trainer, found.network)
         if self._tracker is not None:
             self._tracker.step()
         if self._delay is not None:
             ranks.unite(trainer, self._delay.observed)
             self._delay.step()
-        for cost in self._costs:
+        for cost in self._costs if self._counted and self._penalties is not None else ():
             cost.step() if hasattr(cost, "step") else cost.update()
+        self._counted, self._penalties = False, None
         self._apply()
         if self._tracker is not None and self._steps % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             pl_module.log("qat/frozen", self._tracker.frozen_share)
@@ -234,6 +262,28 @@ class QATCallback(Callback):
         """Lets all processes validate the same network."""
         assert self._found is not None
         ranks.synchronize(trainer, self._found.network)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Offers the network to the front."""
+        if self.front is None or trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING:
+            return
+        assert self._found is not None
+        error: EdgematError | None = None
+        try:
+            monitor = trainer.callback_metrics.get(self.front["monitor"])
+            if monitor is None:
+                known = ", ".join(map(repr, trainer.callback_metrics)) or "none"
+                raise EdgematError(
+                    f"QATCallback: front monitors {self.front['monitor']!r}, which the validation did not log, "
+                    f"expected one of its metrics ({known})"
+                )
+            with evaluating(self._found.network), torch.no_grad():
+                cost = edgemat.cost(self._found.network, self.front["cost"])
+            if trainer.is_global_zero:
+                edgemat.Front(self.front["folder"]).offer(self._found.network, monitor, cost)
+        except EdgematError as failed:
+            error = failed
+        ranks.raise_together(trainer, error)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leaves the same network in all processes."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from edgemat.formats import Fixed
-from edgemat.lightning.network import Arguments, Found
+from edgemat.lightning.network import Arguments, quantizers
 from edgemat.nn.quantizer import FixedQuantizer
 from edgemat.nn.rounding import power_of_two, round_doubled_
 
@@ -44,14 +44,17 @@ def count_saturated(x: Tensor, fmt: Fixed, axis: int = 1) -> tuple[int, int]:
     return int(beyond.sum()), int(laid(live).expand(x.shape).sum())
 
 
-def measure(found: Found, arguments: Arguments) -> dict[str, tuple[int, int]]:
-    """Saturated values and values in all by name of the quantiser, in one run of the network in eval mode.
+def measure(network: nn.Module, arguments: Arguments) -> dict[str, tuple[int, int]]:
+    """Saturated values and values in all by name of the quantiser, in one run.
 
-    Nothing in the network changes. A quantiser that did not run (the result of a table, whose entries are rounded
-    when the table is made) is left out.
+    A quantiser that did not run (the result of a table, whose entries are rounded when the table is made) is left out.
+
+    Args:
+        network: A copy of a network, in eval mode.
+        arguments: What it is called with.
     """
     counts: dict[str, tuple[int, int]] = {}
-    names = {part: name for name, part in found.quantizers.items()}
+    names = {part: name for name, part in quantizers(network).items()}
 
     def hook(quantizer: nn.Module, args: tuple[Any, ...]) -> None:
         assert isinstance(quantizer, FixedQuantizer)
@@ -60,13 +63,10 @@ def measure(found: Found, arguments: Arguments) -> dict[str, tuple[int, int]]:
         before = counts.get(names[quantizer], (0, 0))
         counts[names[quantizer]] = before[0] + beyond, before[1] + total
 
-    handles = [quantizer.register_forward_pre_hook(hook) for quantizer in names]
-    try:
-        with evaluating(found.network), torch.no_grad(), torch.compiler.set_stance("force_eager"):
-            found.network(*arguments.args, **arguments.kwargs)
-    finally:
-        for handle in handles:
-            handle.remove()
+    for quantizer in names:
+        quantizer.register_forward_pre_hook(hook)
+    with torch.no_grad():
+        network(*arguments.args, **arguments.kwargs)
     return counts
 
 

@@ -16,17 +16,18 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.strategies import DDPStrategy
-from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import edgemat
 from edgemat.lightning import ExportCallback, FormatLogger, QATCallback
-from tests.lightning.nets import Lit, data, network, trainer
+from tests.lightning.nets import LEARNED, Lit, data, network, trainer
 
 DELAY = {"delay_steps": 2, "warmup_steps": 4}
 OSCILLATION = {"momentum": 0.3, "threshold": 0.2}
-COST = {"weight": 0.25}
-NARROW = edgemat.Recipe(input="fixed<8,1>", weights="fixed<3>", activations="fixed<5>")
+COST = {"cost": "ebops", "at_most": 500.0, "rate": 0.5, "start": 0.1}
+NARROW = edgemat.Recipe(
+    input="fixed<8,1>", weights="fixed<4>", activations="fixed<5>", learn_widths="weights", weight_groups=4
+)
 WRAPPING = edgemat.Recipe(input="fixed<8,3>", weights="fixed<4>", activations="fixed<6,RND,WRAP>")
 
 
@@ -85,14 +86,14 @@ def fit(folder: Path, name: str, lit: L.LightningModule, rows: DataLoader, *call
 def halves(folder: Path, single: bool) -> None:
     """Two processes and the batches they share; or one that accumulates the same two."""
     more = {"single": True, "accumulate_grad_batches": 2} if single else {}
-    callback = QATCallback(oscillation=OSCILLATION, cost_ramp=COST)
+    callback = QATCallback(oscillation=OSCILLATION, cost_target=COST)
     fit(folder, "halves", Lit(network(NARROW, norm=False)), loader(), callback, FormatLogger(2, table=False), **more)
 
 
 def alike(folder: Path, single: bool) -> None:
     """Two processes with the same batches; or one."""
-    callback = QATCallback(delay=DELAY, oscillation=OSCILLATION, freeze_batch_norm=10, cost_ramp=COST)
-    fit(folder, "alike", Lit(), loader(alike=True), callback, single=single, unused=True)
+    callback = QATCallback(delay=DELAY, oscillation=OSCILLATION, freeze_batch_norm=10, cost_target=COST)
+    fit(folder, "alike", Lit(network(LEARNED)), loader(alike=True), callback, single=single, unused=True)
 
 
 def ranges(folder: Path, single: bool) -> None:
@@ -122,26 +123,9 @@ def refusals(folder: Path) -> None:
     fit(folder, "failing", Lit(), loader(), ExportCallback(folder / "failing", backends=["nonsense"]))
 
 
-class Pull:
-    """A cost: the weighted sum of squares of all parameters."""
-
-    def __init__(self, q: nn.Module, weight: float):
-        self.q, self.weight = q, weight
-
-    def penalty(self) -> torch.Tensor:
-        return self.weight * sum(p.square().sum() for p in self.q.parameters())  # type: ignore[return-value]
-
-    def step(self) -> None:
-        self.weight *= 0.5
-
-    def state_dict(self) -> dict[str, float]:
-        return {"weight": self.weight}
-
-
 def main() -> None:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    edgemat.CostRamp = Pull  # type: ignore[misc, assignment]
     folder = Path(sys.argv[1])
     for scenario in (halves, alike, ranges):
         scenario(folder, False)

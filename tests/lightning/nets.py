@@ -13,6 +13,10 @@ import edgemat
 
 RECIPE = edgemat.Recipe(input="fixed<8,3>", weights="fixed<3>", activations="fixed<5>")
 
+LEARNED = edgemat.Recipe(
+    input="fixed<8,3>", weights="fixed<6>", activations="fixed<6>", learn_widths="all", weight_groups="weight"
+)
+
 
 def data(samples: int = 48) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(7)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -12,7 +13,7 @@ from torch import nn
 import edgemat
 from edgemat.errors import EdgematError, FormatError, LoweringError, UnsupportedOpError
 from edgemat.lightning import QATCallback
-from tests.lightning.nets import Lit, batches, data, loader, network, same, trainer
+from tests.lightning.nets import LEARNED, Lit, batches, data, loader, network, same, trainer
 
 DELAY = {"delay_steps": 3, "warmup_steps": 5}
 OSCILLATION = {"momentum": 0.3, "threshold": 0.2}
@@ -134,35 +135,27 @@ def test_calibration_takes_no_batch_and_no_random_number_from_the_training(worke
     assert orders[0] == orders[1]
 
 
-class Pull:
-    """A cost with gradients in every parameter: half the sum of squares, weighted."""
+COSTS = [
+    ("cost_target", "CostTarget", {"cost": "ebops", "at_most": 500.0, "rate": 0.5, "start": 0.1}),
+    ("cost_ramp", "CostRamp", {"cost": "lut", "start": 1e-4, "stop": 1e-2, "steps": 6}),
+]
 
-    def __init__(self, q: nn.Module, weight: float = 0.5):
-        self.q, self.weight, self.steps = q, weight, 0
 
-    def penalty(self) -> torch.Tensor:
-        return self.weight * sum(p.square().sum() for p in self.q.parameters())  # type: ignore[return-value]
-
-    def step(self) -> None:
-        self.steps += 1
-        self.weight *= 0.5
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"weight": self.weight, "steps": self.steps}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.weight, self.steps = state["weight"], state["steps"]
+def advance(cost: Any) -> None:
+    cost.step() if isinstance(cost, edgemat.CostRamp) else cost.update()
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize("clip", [None, 0.1])
-def test_the_penalty_is_a_second_backward(accumulate: int, clip: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(edgemat, "CostRamp", Pull, raising=False)
-    lit, by_hand = Lit(), Lit()
-    callback = QATCallback(cost_ramp={"weight": 0.25})
-    options = {"accumulate_grad_batches": accumulate, "gradient_clip_val": clip}
+@pytest.mark.parametrize(("option", "name", "settings"), COSTS, ids=["target", "ramp"])
+def test_the_penalty_is_a_second_backward(
+    option: str, name: str, settings: dict[str, Any], clip: float | None, accumulate: int
+) -> None:
+    lit, by_hand = Lit(network(LEARNED)), Lit(network(LEARNED))
+    callback = QATCallback(**{option: settings})
+    options: dict[str, Any] = {"accumulate_grad_batches": accumulate, "gradient_clip_val": clip}
     trainer(max_epochs=2, callbacks=[callback], **options).fit(lit, loader())
-    cost, optimizer = Pull(by_hand.net, 0.25), by_hand.configure_optimizers()
+    cost, optimizer = getattr(edgemat, name)(by_hand.net, **settings), by_hand.configure_optimizers()
     by_hand.net.train()
     for index, batch in enumerate(batches(2)):
         (by_hand.loss(batch) / accumulate).backward()
@@ -173,20 +166,42 @@ def test_the_penalty_is_a_second_backward(accumulate: int, clip: float | None, m
             nn.utils.clip_grad_norm_(by_hand.parameters(), clip)
         optimizer.step()
         optimizer.zero_grad()
-        cost.step()
+        advance(cost)
     assert same(lit.net.state_dict(), by_hand.net.state_dict())
     assert callback.state_dict()["costs"] == [cost.state_dict()]
-    without = Lit()  # the control
+    without = Lit(network(LEARNED))  # the control
     trainer(max_epochs=2, **options).fit(without, loader())
     assert not same(lit.net.state_dict(), without.net.state_dict())
 
 
-def test_each_optimizer_gets_the_penalty_of_its_own_parameters(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(edgemat, "CostRamp", Pull, raising=False)
+def test_several_costs_and_a_delay() -> None:
+    """The penalties are one sum; they begin when the last quantiser has joined."""
+    lit, by_hand = Lit(network(LEARNED)), Lit(network(LEARNED))
+    targets = [{"cost": "ebops", "at_most": 500.0}, {"cost": "mcu", "at_most": 30.0}]
+    callback = QATCallback(delay=DELAY, cost_target=targets)
+    trainer(max_epochs=3, callbacks=[callback]).fit(lit, loader())
+    costs = [edgemat.CostTarget(by_hand.net, **options) for options in targets]  # type: ignore[arg-type]
+    delay, optimizer = edgemat.QuantizationDelay(by_hand.net, **DELAY), by_hand.configure_optimizers()
+    by_hand.net.train()
+    for batch in batches(3):
+        begun = delay.finished
+        by_hand.loss(batch).backward()
+        if begun:
+            torch.stack([cost.penalty() for cost in costs]).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        delay.step()
+        for cost in costs if begun else []:
+            cost.update()
+    assert same(lit.net.state_dict(), by_hand.net.state_dict())
+    assert callback.state_dict()["costs"] == [cost.state_dict() for cost in costs]
+    assert costs[0].latest is not None
 
+
+def test_each_optimizer_gets_the_penalty_of_its_own_parameters() -> None:
     class Two(Lit):
         def __init__(self) -> None:
-            super().__init__()
+            super().__init__(network(LEARNED))
             self.automatic_optimization = False
 
         def training_step(self, batch: Any, batch_idx: int) -> None:  # type: ignore[override]
@@ -203,9 +218,10 @@ def test_each_optimizer_gets_the_penalty_of_its_own_parameters(monkeypatch: pyte
             return torch.optim.SGD(first, lr=0.1), torch.optim.SGD(last, lr=0.2)
 
     lit, by_hand = Two(), Two()
-    callback = QATCallback(cost_ramp={"weight": 0.25})
+    option, name, settings = COSTS[1]
+    callback = QATCallback(**{option: settings})
     trainer(max_epochs=1, callbacks=[callback]).fit(lit, loader())
-    cost, optimizers = Pull(by_hand.net, 0.25), by_hand.configure_optimizers()
+    cost, optimizers = getattr(edgemat, name)(by_hand.net, **settings), by_hand.configure_optimizers()
     by_hand.net.train()
     for batch in batches(1):
         by_hand.zero_grad()
@@ -213,22 +229,49 @@ def test_each_optimizer_gets_the_penalty_of_its_own_parameters(monkeypatch: pyte
         cost.penalty().backward()
         for optimizer in optimizers:
             optimizer.step()
-        cost.step()
+        advance(cost)
     assert callback.state_dict()["steps"] == 4
     assert same(lit.net.state_dict(), by_hand.net.state_dict())
 
 
-def test_a_skipped_step_gets_no_penalty(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(edgemat, "CostRamp", Pull, raising=False)
-
+def test_a_skipped_step_gets_no_penalty() -> None:
     class Skipping(Lit):
         def training_step(self, batch: Any, batch_idx: int) -> None:  # type: ignore[override]
             return None
 
-    lit = Skipping(kind=torch.optim.SGD)
+    lit = Skipping(network(LEARNED), kind=torch.optim.SGD)
     before = {name: value.clone() for name, value in lit.named_parameters()}
-    trainer(max_epochs=1, callbacks=[QATCallback(cost_ramp={"weight": 0.25})]).fit(lit, loader())
+    trainer(max_epochs=1, callbacks=[QATCallback(cost_target={"at_most": 10.0})]).fit(lit, loader())
     assert same(dict(lit.named_parameters()), before)
+
+
+def test_a_cost_that_cannot_change_is_refused() -> None:
+    with pytest.raises(FormatError, match="cannot change, expected learned widths"):
+        trainer(max_epochs=1, callbacks=[QATCallback(cost_ramp={"cost": "ebops"})]).fit(Lit(), loader())
+
+
+def test_the_front(tmp_path: Path) -> None:
+    class Scored(Lit):
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            self.log("accuracy", 0.5 + 0.1 * self.current_epoch)
+
+    lit = Scored(network(LEARNED))
+    front = {"folder": tmp_path / "front", "monitor": "accuracy", "cost": "ebops"}
+    callback = QATCallback(cost_ramp={"cost": "ebops", "start": 0.01, "stop": 0.1, "steps": 8}, front=front)
+    run = trainer(max_epochs=3, num_sanity_val_steps=1, callbacks=[callback])
+    run.fit(lit, loader(), loader(shuffle=False))
+    found = edgemat.Front(tmp_path / "front")
+    assert found.points[-1].accuracy == pytest.approx(0.7)
+    again = network(LEARNED)
+    found.load(again, found.points[-1])
+    with torch.no_grad():
+        again.eval()(data()[0][:1])
+        assert float(edgemat.cost(again, "ebops")) == found.points[-1].cost
+    with pytest.raises(EdgematError, match=r"front monitors 'acc', .* expected one of its metrics \(.*'accuracy'"):
+        wrong = QATCallback(front=front | {"monitor": "acc"})
+        trainer(max_epochs=1, callbacks=[wrong]).fit(Scored(network(LEARNED)), loader(), loader(shuffle=False))
+    with pytest.raises(EdgematError, match=r"front has keys \['folder'\], expected folder, monitor and cost"):
+        QATCallback(front={"folder": "front"})
 
 
 def test_the_module_and_the_trainer_keep_their_methods() -> None:
