@@ -36,6 +36,7 @@ class QuantLayer(nn.Module):
     Attributes:
         input_quantizer: Quantiser of the input, owned by this layer, or None.
         output_quantizer: Quantiser of the result, or None where the exact result leaves the layer.
+        input_shape: Shape of the latest input, batch included, or None before the first forward.
         path: Name of this layer in its network, for messages.
         network: Name of the network `quantize` made, of which this layer is a part, or "".
 
@@ -46,6 +47,7 @@ class QuantLayer(nn.Module):
     """
 
     network = ""
+    input_shape: tuple[int, ...] | None = None
 
     def __init__(
         self, input: str | Fixed | None = None, output: str | Fixed | FixedQuantizer | None = None, relu: bool = False
@@ -120,7 +122,9 @@ class QuantLayer(nn.Module):
         return False
 
     def enter(self, x: Tensor) -> Tensor:
-        """Applies the own input quantiser, if any."""
+        """Applies the own input quantiser, if any; keeps the shape of the input for the cost models."""
+        if not torch.compiler.is_compiling():
+            self.input_shape = tuple(x.shape)
         return x if self.input_quantizer is None else self.input_quantizer(x)
 
     def leave(self, y: Tensor) -> Tensor:
@@ -187,6 +191,9 @@ _PLAIN = contextlib.nullcontext()
 def exact_arithmetic(x: Tensor) -> contextlib.AbstractContextManager[None]:
     """A context in which multiply-accumulates round nothing: no autocast, no TF32, no bfloat16, no Winograd."""
     device = x.device
+    if device.type == "cpu" and torch.compiler.is_compiling():
+        enabled = torch.is_autocast_enabled("cpu")
+        return torch.autocast("cpu", enabled=False) if enabled else _PLAIN
     if (
         device.type == "cpu"
         and not torch.is_autocast_enabled("cpu")

@@ -7,7 +7,10 @@ than the grid on which its output channel fills that width. Where ``f`` is so lo
 pruned; it costs nothing, still learns, and lives again where the loss asks for it.
 
 Gradients are QFX's in range (Dai et al., arXiv 2401.17544; HGQ, arXiv 2405.00645, arrives at the same):
-``dv/dw = 1``, ``dv/df = ln2 * (w - v)``; the cost of a live weight falls by one bit with each fractional bit.
+``dv/dw = 1``, ``dv/df = ln2 * (w - v)``; the cost of a live weight falls by one bit with each fractional bit. It falls
+by one bit, too, each time the weight halves: its bits grow with ``log2|w|``, whose derivative is ``1 / (ln2 * w)``. HGQ
+leaves that gradient out. Times `PULL` it draws weights that the loss hardly needs to zero while the others stay,
+because it fades with the magnitude; docs/learned-widths.md shows what it saves.
 
 In the file the weights of one output channel (or tensor) are integer codes on the finest grid that one of them uses.
 """
@@ -26,6 +29,8 @@ from edgemat.formats import Fixed
 from edgemat.nn.quantizer import FixedQuantizer
 from edgemat.nn.rounding import LN2, power_of_two, round_doubled_
 
+PULL = 4.0
+"""Factor of the cost's gradient of the weights themselves (0 leaves it out)."""
 POINT_LIMIT = 80
 """Largest distance of a learned binary point from the units; float32 holds twice that."""
 
@@ -99,17 +104,22 @@ class _Rounded(torch.autograd.Function):
 
 
 class _Bits(torch.autograd.Function):
-    """Bits of each weight; a live one costs a bit more with each fractional bit."""
+    """Bits of each weight; a live one costs a bit more with each fractional bit and each time it doubles."""
 
     @staticmethod
-    def forward(ctx: Any, frac: Tensor, bits: Tensor, slope: Tensor, groups: Groups) -> Tensor:
-        ctx.groups = groups
-        ctx.save_for_backward(slope)
+    def forward(ctx: Any, frac: Tensor, w: Tensor, bits: Tensor, slope: float, pull: float, groups: Groups) -> Tensor:
+        ctx.groups, ctx.slope, ctx.pull = groups, slope, pull
+        ctx.save_for_backward(bits, w)
         return bits.clone()
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        return ctx.groups.gather(grads[0] * ctx.saved_tensors[0]), None, None, None
+        bits, w = ctx.saved_tensors
+        live = (bits > 0) & (w != 0)
+        g = torch.where(live, grads[0] * ctx.slope, 0.0)
+        df = ctx.groups.gather(g) if ctx.needs_input_grad[0] else None
+        dw = torch.where(live, g * (ctx.pull / LN2) / w, 0.0) if ctx.needs_input_grad[1] else None
+        return df, dw, None, None, None, None
 
 
 def enclosed_bits(codes: Tensor) -> Tensor:
@@ -145,6 +155,7 @@ class LearnedWidthQuantizer(FixedQuantizer):
 
     Attributes:
         frac: Fractional bits of each group, a float parameter of the shape `Groups` gives it, rounded half to even.
+        pull: Factor of the cost's gradient of the weights, `PULL`.
         points: Fractional bits of the codes as deployed, int32, ``[outputs]`` or ``[]``: the finest a weight uses.
         span: Bits of the widest code as deployed, sign included, int32.
 
@@ -176,7 +187,8 @@ class LearnedWidthQuantizer(FixedQuantizer):
         self.frac = nn.Parameter(torch.zeros(self.groups.shape))
         self.register_buffer("points", torch.zeros(() if outputs is None else (outputs,), dtype=torch.int32))
         self.register_buffer("span", torch.tensor(fmt.width, dtype=torch.int32))
-        self._kept: tuple[Tensor, Tensor] | None = None
+        self.pull = PULL
+        self._kept: tuple[Tensor, Tensor] | None = None  # codes, and the weights they come from
 
     # -- formats ---------------------------------------------------------------------------------------------------
     @property
@@ -215,6 +227,7 @@ class LearnedWidthQuantizer(FixedQuantizer):
         self.calibrated.fill_(True)
         self._ready = True
         self._round(x.detach())
+        self._kept = None
 
     def _ceiling(self, w: Tensor) -> Tensor:
         """The finest fractional bits of each channel, int32, dimensions kept: its largest weight fills the width."""
@@ -240,7 +253,7 @@ class LearnedWidthQuantizer(FixedQuantizer):
             values = self._values(w, wanted, ceiling)
         codes = (values.double() * power_of_two(ceiling, torch.float64)).to(torch.int64)
         self._settle_points(codes, ceiling)
-        self._kept = codes, ceiling
+        self._kept = codes, w
         return values
 
     def _values(self, w: Tensor, wanted: Tensor, ceiling: Tensor) -> Tensor:
@@ -282,6 +295,7 @@ class LearnedWidthQuantizer(FixedQuantizer):
                 self._check_ready()
             self.fit(deployed)
         values = self._round(deployed)
+        self._kept = (self.codes_now(), x)
         if scale is not None:
             values = values / scale
         return _Rounded.apply(x, values, self.frac, self.groups)
@@ -292,6 +306,11 @@ class LearnedWidthQuantizer(FixedQuantizer):
         return False
 
     # -- cost ------------------------------------------------------------------------------------------------------
+    @property
+    def has_codes(self) -> bool:
+        """Whether a forward has left its codes."""
+        return self._kept is not None
+
     def codes_now(self) -> Tensor:
         """int64 codes of the latest forward's weights, on grids of their own; only zeros and ratios carry meaning.
 
@@ -305,26 +324,24 @@ class LearnedWidthQuantizer(FixedQuantizer):
         return self._kept[0]
 
     def bits(self) -> Tensor:
-        """Bits of the latest forward's codes between their highest and lowest one; differentiable in `frac`."""
-        found = enclosed_bits(self.codes_now())
-        return _Bits.apply(self.frac, found, (found > 0).float(), self.groups)
+        """Bits of the latest forward's codes between their highest and lowest one.
+
+        Differentiable in `frac` and in the weights; add what comes of it to the loss of that forward.
+        """
+        return self._counted(enclosed_bits(self.codes_now()), 1.0)
 
     def digits(self) -> Tensor:
-        """Nonzero signed digits of the latest forward's codes; differentiable in `frac`: a third of a digit per bit."""
-        codes = self.codes_now()
-        found = signed_digits(codes)
-        return _Bits.apply(self.frac, found, (found > 0).float() / 3.0, self.groups)
+        """Nonzero signed digits of the latest forward's codes; differentiable as `bits`, a third of a digit per bit."""
+        return self._counted(signed_digits(self.codes_now()), 1.0 / 3.0)
+
+    def _counted(self, found: Tensor, slope: float) -> Tensor:
+        assert self._kept is not None
+        return _Bits.apply(self.frac, self._kept[1], found, slope, self.pull, self.groups)
 
     # -- state -----------------------------------------------------------------------------------------------------
-    def __deepcopy__(self, memo: dict[int, Any]) -> LearnedWidthQuantizer:
-        """A copy; the codes of the latest forward stay behind."""
-        import copy
-
-        made = self.__class__.__new__(self.__class__)
-        memo[id(self)] = made
-        made.__dict__.update({k: copy.deepcopy(v, memo) for k, v in self.__dict__.items() if k != "_kept"})
-        made._kept = None
-        return made
+    def __getstate__(self) -> dict[str, Any]:
+        """What copies and pickles take along: everything but the codes of the latest forward."""
+        return {**self.__dict__, "_kept": None}
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         self._kept = None
