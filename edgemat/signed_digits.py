@@ -54,9 +54,8 @@ def digit_count(codes: np.ndarray) -> np.ndarray:
         int64 of the same shape; 0 for the code 0.
     """
     positive, negative, _ = _split(codes)
-    bits = np.ascontiguousarray(positive | negative)
-    octets = bits.reshape(*bits.shape, 1).view(np.uint8)
-    return np.unpackbits(octets, axis=-1).sum(axis=-1, dtype=np.int64)
+    octets = np.ascontiguousarray(positive | negative).reshape(-1, 1).view(np.uint8)
+    return np.unpackbits(octets, axis=1).sum(axis=1, dtype=np.int64).reshape(positive.shape)
 
 
 def signed_digits(codes: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:

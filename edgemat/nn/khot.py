@@ -146,6 +146,11 @@ class KHotQuantizer(FixedQuantizer):
         return {"khot": self.khot}
 
     @property
+    def kind(self) -> str:
+        """The format with its binary point left open, and the number of digits."""
+        return f"{super().kind} with khot={self.khot}"
+
+    @property
     def onto(self) -> Projection:
         """The projection in use."""
         return projection(self.grid, self.khot)

@@ -135,6 +135,11 @@ class FixedQuantizer(nn.Module):
         """The format with its binary point left open."""
         return Fixed(self.grid.width, None, self.grid.signed, self.grid.rounding, self.grid.overflow)
 
+    @property
+    def kind(self) -> str:
+        """The format with its binary point left open, as messages spell it."""
+        return str(self._blank)
+
     def exponent(self) -> int:
         """The rounded fractional bits of a per-tensor format."""
         value = self.frac.item()
@@ -359,7 +364,7 @@ class FixedQuantizer(nn.Module):
         found = self._other_format(state_dict, prefix)
         if found is not None:
             errors.append(
-                f"quantiser {prefix.removesuffix('.')!r} is {self._blank} in this network, but the checkpoint holds "
+                f"quantiser {prefix.removesuffix('.')!r} is {self.kind} in this network, but the checkpoint holds "
                 f"{found}; quantise with the recipe the checkpoint was trained with"
             )
             return
@@ -375,7 +380,8 @@ class FixedQuantizer(nn.Module):
             width, signed, rounding, overflow = kept.tolist()[:4]
             if overflow == len(OVERFLOWS):
                 return "bipolar"
-            return Fixed(width, None, bool(signed), ROUNDINGS[rounding], OVERFLOWS[overflow])
+            fmt = Fixed(width, None, bool(signed), ROUNDINGS[rounding], OVERFLOWS[overflow])
+            return fmt if kept.numel() == 4 else f"{fmt} with khot={kept[4]}"
         frac = state_dict.get(prefix + "frac")
         if self.stated and frac is not None and frac.shape == self.frac.shape:
             points = frac.detach().float().round().tolist()
