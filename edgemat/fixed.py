@@ -227,8 +227,10 @@ class Fixed:
 
     def channel_rails(self) -> tuple[np.ndarray, np.ndarray]:
         """Lowest and highest code of each channel: two int64 arrays of one entry, or of one per channel."""
-        rails = [self.rails] if self.widths is None else [self.rails_of(width) for width in self.widths]
-        low, high = zip(*rails, strict=True)
+        if self.widths is None:
+            return np.array(self.rails[:1], np.int64), np.array(self.rails[1:], np.int64)
+        known = {width: self.rails_of(width) for width in set(self.widths)}
+        low, high = zip(*(known[width] for width in self.widths), strict=True)
         return np.array(low, np.int64), np.array(high, np.int64)
 
     def rails_of(self, width: int) -> tuple[int, int]:
