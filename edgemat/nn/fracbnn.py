@@ -26,7 +26,6 @@ from torch.nn import functional as F
 
 from edgemat.errors import FormatError
 from edgemat.formats import Fixed
-from edgemat.nn.activation import QuantPReLU
 from edgemat.nn.batch_norm import QuantBatchNorm
 from edgemat.nn.bipolar import BipolarQuantizer
 from edgemat.nn.convolution import QuantConv2d

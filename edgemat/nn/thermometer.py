@@ -9,8 +9,8 @@ brighter pixel turns more channels to +1, none back.
 integer codes on the input's grid, ``t_r = (2 r + 1) * 2**(bits - 1) / R`` for r = 0 .. R - 1: the middles of R equal
 parts of the range, a pixel equal to a threshold reaching it.
 
-**Cost.** ``C * R * H * W`` subtractions and no multiplication, no weights worth the name (one sign and one bias for each
-channel), and R signs instead of 8 bits for a value that is sent on.
+**Cost.** ``C * R * H * W`` subtractions and no multiplication; one sign and one bias for each
+channel; and R signs instead of 8 bits for a value that is sent on.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from edgemat.targets.mcu.storage import ConstantArray, array_storage, c_type, si
 
 _BLOCK = 4
 WORD_BITS = 32
+SHORT_ROW = 16
 STACK_WORDS = 512
 """Longest row of signs (words of 32) an XNOR kernel packs on its stack; a convolution holds as long a mask, too."""
 _WINDOW = ("in_h", "in_w", "in_c", "out_h", "out_w")
@@ -208,6 +209,9 @@ def _plan(step: Step) -> KernelCall:
         macros.append(("EM_W", c_type(arrays[0].element)))
         name.append(arrays[0].element)
     name += digit_name
+    if step.params.get("bipolar") and not signs:
+        macros.append(("EM_SIGNED", "1"))
+        name.append("signed")
     if "bias" in kernel.arrays:
         bias = arrays[kernel.arrays.index("bias")]
         macros.append(("EM_B", c_type(bias.element if bias else "s32")))
@@ -272,9 +276,10 @@ def sign_words(step: Step) -> int:
 def signs_file(step: Step) -> str:
     """The kernel file of a step whose weights are signs, or "": XNOR and bit counts where its inputs are signs, too.
 
-    XNOR packs a row of inputs on the stack; a longer one is left to the kernel that adds and subtracts.
+    XNOR packs a row of inputs on the stack; a longer one is left to the kernel that adds and subtracts. A row of few
+    signs is not worth unpacking: there the plain kernel adds and subtracts by weights of a byte each.
     """
-    if not step.params.get("bipolar"):
+    if not step.params.get("bipolar") or step.arrays["weight"][0].size < SHORT_ROW:
         return ""
     both = step.inputs[0].format.bipolar and sign_words(step) <= STACK_WORDS
     return f"{step.stem}__xnor.c" if both else f"{step.stem}__bipolar.c"

@@ -13,9 +13,9 @@ typedef struct em_walk {
 } em_walk;
 #endif
 
-#define EM_MEET(value, at)                                  \
-    do {                                                    \
-        const EM_ACC em_value = (EM_ACC)(value);            \
+#define EM_MEET(value, at)                                     \
+    do {                                                       \
+        const EM_ACC em_value = (EM_ACC)(value);               \
         a0 = (EM_SUM)(a0 + EM_PRODUCT(em_value, w[(at)]));     \
         a1 = (EM_SUM)(a1 + EM_PRODUCT(em_value, w[(at) + 1])); \
         a2 = (EM_SUM)(a2 + EM_PRODUCT(em_value, w[(at) + 2])); \
@@ -58,8 +58,8 @@ static EM_NOINLINE EM_SUM EM_PASTE(EM_FUNCTION, _dot1)(EM_SUM a, const EM_X* x, 
             a = (EM_SUM)(a + EM_PRODUCT(x[2], w[2]));
             a = (EM_SUM)(a + EM_PRODUCT(x[3], w[3]));
         }
-        for (int32_t i = walk->length & 3; i > 0; --i) {
-            a = (EM_SUM)(a + EM_PRODUCT(*x++, *w++));
+        for (int32_t i = walk->length & 3; i > 0; --i, ++x, ++w) {
+            a = (EM_SUM)(a + EM_PRODUCT(*x, *w));
         }
         x += walk->x_skip;
         w += walk->w_skip;

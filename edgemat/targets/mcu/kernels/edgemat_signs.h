@@ -72,17 +72,14 @@ EM_INLINE void em_signs_end(em_signs* bits) {
 #define EM_SIGNS_COUNT 0
 #endif
 
-/* Counts of set bits, in every nibble (0 .. 4). */
-EM_INLINE uint32_t em_signs_nibbles(uint32_t v) {
+/* Counts of set bits, in every byte (0 .. 8). */
+EM_INLINE uint32_t em_signs_bytes(uint32_t v) {
     const uint32_t pairs = v - ((v >> 1) & 0x55555555u);
-    return (pairs & 0x33333333u) + ((pairs >> 2) & 0x33333333u);
+    const uint32_t nibbles = (pairs & 0x33333333u) + ((pairs >> 2) & 0x33333333u);
+    return (nibbles + (nibbles >> 4)) & 0x0f0f0f0fu;
 }
 
-/* Sums of neighbouring nibbles, in every byte. */
-EM_INLINE uint32_t em_signs_bytes(uint32_t nibbles) {
-    return (nibbles & 0x0f0f0f0fu) + ((nibbles >> 4) & 0x0f0f0f0fu);
-}
-
+/* Sum of the bytes (at most 255 each). */
 EM_INLINE uint32_t em_signs_total(uint32_t bytes) {
     const uint32_t halves = (bytes & 0x00ff00ffu) + ((bytes >> 8) & 0x00ff00ffu);
     return (halves & 0xffffu) + (halves >> 16);
@@ -90,8 +87,8 @@ EM_INLINE uint32_t em_signs_total(uint32_t bytes) {
 
 #define EM_SIGNS_AT(i) ((a[i] ^ b[i]) & (masked ? mask[i] : 0xffffffffu))
 
-/* Bits in which rows a and b differ, where the mask has ones. Three words share the step from nibbles to
- * bytes (at most 3 * 4 in a nibble), thirty the step to a number (at most 10 * 24 in a byte). */
+/* Bits in which rows a and b differ, where the mask has ones. Up to 31 words share the step from bytes to a
+ * number (31 * 8 in a byte). */
 EM_INLINE uint32_t em_signs_counted(const uint32_t* a, const uint32_t* b, const uint32_t* mask, int masked,
                                     int32_t words) {
     uint32_t total = 0;
@@ -100,23 +97,12 @@ EM_INLINE uint32_t em_signs_counted(const uint32_t* a, const uint32_t* b, const 
         total += (uint32_t)__builtin_popcount(EM_SIGNS_AT(i));
     }
 #else
-    while (words > 0) {
-        int32_t block = words < 30 ? words : 30;
+    int32_t i = 0;
+    while (i < words) {
+        const int32_t end = words - i < 31 ? words : i + 31;
         uint32_t bytes = 0;
-        words -= block;
-        for (; block >= 3; block -= 3) {
-            const uint32_t sum = em_signs_nibbles(EM_SIGNS_AT(0)) + em_signs_nibbles(EM_SIGNS_AT(1)) +
-                                 em_signs_nibbles(EM_SIGNS_AT(2));
-            bytes += em_signs_bytes(sum);
-            a += 3;
-            b += 3;
-            mask += masked ? 3 : 0;
-        }
-        for (; block > 0; --block) {
-            bytes += em_signs_bytes(em_signs_nibbles(EM_SIGNS_AT(0)));
-            a += 1;
-            b += 1;
-            mask += masked ? 1 : 0;
+        for (; i < end; ++i) {
+            bytes += em_signs_bytes(EM_SIGNS_AT(i));
         }
         total += em_signs_total(bytes);
     }

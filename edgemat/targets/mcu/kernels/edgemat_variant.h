@@ -61,14 +61,20 @@
 #define EM_DIGITS 0
 #endif
 
+#ifndef EM_SIGNED /* 1: every weight is -1 or +1, so that a product is x or -x */
+#define EM_SIGNED 0
+#endif
+
 #define EM_ACC EM_PASTE3(int, EM_ACC_BITS, _t)
 #define EM_SUM EM_PASTE3(int, EM_SUM_BITS, _t)
 
 /* The product of an input and a constant. */
 #if EM_DIGITS > 0
 #include "edgemat_shift_add.h"
-#define EM_PRODUCT(x, w)                                                                                 \
+#define EM_PRODUCT(x, w) \
     EM_PASTE(em_shift_add_s, EM_ACC_BITS)((EM_ACC)(x), (uint32_t)(w), EM_DIGITS, EM_DIGIT_BITS, EM_DIGIT_NONE)
+#elif EM_SIGNED
+#define EM_PRODUCT(x, w) (((EM_ACC)(x) ^ ((EM_ACC)(w) >> 1)) - ((EM_ACC)(w) >> 1))
 #else
 #define EM_PRODUCT(x, w) ((EM_ACC)(x) * (EM_ACC)(w))
 #endif

@@ -25,6 +25,7 @@
 #undef EM_DIGIT_BITS
 #undef EM_DIGIT_NONE
 #undef EM_PRODUCT
+#undef EM_SIGNED
 #undef EM_JOIN
 #undef EM_EPILOGUE_BEGIN
 #undef EM_RESULT
