@@ -10,20 +10,18 @@ from edgemat.body import Body, Coded
 from edgemat.op import Bounds, Call, carrier_for
 
 
-def sum_bounds(weights: np.ndarray, lo: int | np.ndarray, hi: int | np.ndarray, bias: np.ndarray | None) -> Bounds:
+def sum_bounds(weights: np.ndarray, lo: int, hi: int, bias: np.ndarray | None) -> Bounds:
     """Intervals of ``sum_k w[o, k] * x[k] + b[o]`` for x in lo..hi, over all rows o.
 
     The partial interval widens every term's interval to contain 0, the bias included, so it holds in any order.
 
     Args:
         weights: [rows, terms] int64 codes.
-        lo: Smallest code of x, or of each term's: int64, broadcasts against `weights`.
-        hi: Largest code of x, or of each term's.
+        lo: Smallest code of x.
+        hi: Largest code of x.
         bias: [rows] int64 codes, or None.
     """
     rows, terms = weights.shape
-    if isinstance(lo, np.ndarray) and isinstance(hi, np.ndarray):
-        return _term_bounds(weights, lo, hi, bias)
     largest = int(np.abs(weights).max(initial=0)) * max(abs(lo), abs(hi), 1) * max(terms, 1)
     kind = np.dtype(np.int64) if largest < 1 << 61 else np.dtype(object)
     positive = np.maximum(weights, 0).astype(kind).sum(axis=1)
@@ -38,8 +36,8 @@ def sum_bounds(weights: np.ndarray, lo: int | np.ndarray, hi: int | np.ndarray, 
     return Bounds((int(low.min()), int(high.max())), (int(under.min()), int(over.max())))
 
 
-def _term_bounds(weights: np.ndarray, lo: np.ndarray, hi: np.ndarray, bias: np.ndarray | None) -> Bounds:
-    """`sum_bounds` where the terms have intervals of their own."""
+def term_bounds(weights: np.ndarray, lo: np.ndarray, hi: np.ndarray, bias: np.ndarray | None) -> Bounds:
+    """`sum_bounds` where the terms have intervals of their own: `lo` and `hi` broadcast against `weights`."""
     rows, terms = weights.shape
     reach = max(-int(lo.min()), int(hi.max()), 1)
     largest = int(np.abs(weights).max(initial=0)) * reach * max(terms, 1)

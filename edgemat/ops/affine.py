@@ -7,7 +7,7 @@ import numpy as np
 from edgemat.body import Body, Coded
 from edgemat.formats import accumulator, uniform
 from edgemat.op import Attr, Bounds, Call, Cost, Native, Op, Result, carrier_for
-from edgemat.ops.accumulation import emit_bias, sum_bounds
+from edgemat.ops.accumulation import emit_bias, sum_bounds, term_bounds
 from edgemat.ops.bit_operations import channel_bits, constant_bits
 from edgemat.ops.cases import constant, random_codes, tensor
 from edgemat.ops.linear import check_bias_grid, check_weights, weight_fracs
@@ -36,7 +36,8 @@ class Affine(Op):
         a, b = self._operands(call)
         if call.x[0].format.widths is None:
             return sum_bounds(a[:, None], call.x[0].lo, call.x[0].hi, b)
-        return sum_bounds(a[:, None], *(end[:, None] for end in call.x[0].channel_intervals()), b)
+        lows, highs = call.x[0].channel_intervals()
+        return term_bounds(a[:, None], lows[:, None], highs[:, None], b)
 
     def infer(self, call: Call) -> tuple[Result, ...]:
         a, _ = self._operands(call)

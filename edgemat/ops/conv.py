@@ -8,6 +8,7 @@ channels that are always 0 left out.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 
@@ -22,6 +23,7 @@ from edgemat.ops.accumulation import (
     input_shifts,
     shifted_weights,
     sum_bounds,
+    term_bounds,
     windows,
 )
 from edgemat.ops.bit_operations import channel_bits, constant_bits
@@ -147,8 +149,8 @@ class Conv(Op):
         padded = any(call.attrs["pads"])
         lows, highs = call.x[0].channel_intervals()
         lows, highs = (np.minimum(lows, 0), np.maximum(highs, 0)) if padded else (lows, highs)
-        ends = (np.broadcast_to(by_weight(call, e), w.shape).reshape(flat.shape) for e in (lows, highs))
-        return prove(call, sum_bounds(flat, *ends, b), self._fracs(call))
+        lows, highs = (np.broadcast_to(by_weight(call, e), w.shape).reshape(flat.shape) for e in (lows, highs))
+        return prove(call, term_bounds(flat, lows, highs, b), self._fracs(call))
 
     def infer(self, call: Call) -> tuple[Result, ...]:
         x, (w, _) = call.x[0], self._weights(call)
@@ -315,7 +317,8 @@ class Conv(Op):
                 "bipolar",
             ):
                 for requantize, pad in (("", 1), (narrow, 0), (narrow, 1)):
-                    attrs = {"w_format": w_fmt, "strides": (1,) * len(kernel), "dilations": (1,) * len(kernel)}
+                    attrs: dict[str, Any] = {"w_format": w_fmt}
+                    attrs |= {"strides": (1,) * len(kernel), "dilations": (1,) * len(kernel)}
                     attrs |= {"pads": (pad,) * 2 * len(kernel), "groups": groups, "requantize": requantize}
                     x = tensor(x_fmt, (None, 4, *(5, 4)[: len(kernel)]))
                     name = f"inputs_{groups}_{x_fmt}_{requantize}_{pad}"

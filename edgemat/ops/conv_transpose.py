@@ -17,6 +17,7 @@ from edgemat.ops.accumulation import (
     input_shifts,
     shifted_weights,
     sum_bounds,
+    term_bounds,
 )
 from edgemat.ops.bit_operations import channel_bits, constant_bits
 from edgemat.ops.cases import constant, random_codes, tensor
@@ -78,7 +79,7 @@ class ConvTranspose(Op):
         for end in (np.minimum(lows, 0), np.maximum(highs, 0)):
             full = np.broadcast_to(end.reshape((-1,) + (1,) * (source.ndim - 1)), source.shape)
             ends.append(by_output(call, full).reshape(flat.shape))
-        return sum_bounds(flat, *ends, call.constant(2))
+        return term_bounds(flat, ends[0], ends[1], call.constant(2))
 
     def infer(self, call: Call) -> tuple[Result, ...]:
         x, (w, _) = call.x[0], self._weights(call)

@@ -20,6 +20,7 @@ from edgemat.ops.accumulation import (
     input_shifts,
     shifted_weights,
     sum_bounds,
+    term_bounds,
 )
 from edgemat.ops.bit_operations import channel_bits, constant_bits, operand_bits
 from edgemat.ops.cases import constant, random_codes, tensor
@@ -124,7 +125,7 @@ class Linear(Op):
         w, b, fracs = self._aligned(call)
         lows, highs = call.x[0].channel_intervals()
         if lows.size > 1 and lows.size == w.shape[1]:
-            return prove(call, sum_bounds(w, lows, highs, b), fracs)
+            return prove(call, term_bounds(w, lows, highs, b), fracs)
         return prove(call, sum_bounds(w, call.x[0].lo, call.x[0].hi, b), fracs)
 
     def infer(self, call: Call) -> tuple[Result, ...]:

@@ -89,8 +89,8 @@ class Reshape(Op):
 def _repeated(fmt: Fixed, repeat: int) -> Fixed:
     """The format of each channel, `repeat` times over."""
     fracs, widths = fmt.fracs, fmt.widths or (fmt.width,) * len(fmt.fracs)
-    many = ([n for n in numbers for _ in range(repeat)] for numbers in (widths, fracs))
-    return Fixed.of_channels(*many, fmt.signed, fmt.rounding, fmt.overflow)
+    widths, fracs = (tuple(n for n in numbers for _ in range(repeat)) for numbers in (widths, fracs))
+    return Fixed.of_channels(widths, fracs, fmt.signed, fmt.rounding, fmt.overflow)
 
 
 class Transpose(Op):
