@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from edgemat.errors import FormatError, LoweringError
 from edgemat.formats import Fixed
+from edgemat.nn import compiled
 from edgemat.nn.affine import BatchAffine, batch_statistics, norm_affine
 from edgemat.nn.emission import emit, exporting
 from edgemat.nn.layer import QuantLayer, exact_arithmetic
@@ -63,10 +64,15 @@ class BatchNorm(nn.Module):
 
     def normalize_quantized(self, x: Tensor, quantizer: FixedQuantizer) -> Tensor:
         """`normalize`, then `quantizer`, in one pass over the data."""
-        momentum = count_batch(self, x)
         assert self.running_mean is not None
         gamma = torch.ones_like(self.running_mean) if self.weight is None else self.weight
         beta = torch.zeros_like(self.running_mean) if self.bias is None else self.bias
+        if compiled.compiling():
+            spec = compiled.specification(quantizer.grid, quantizer.relu)
+            y, mean, var, _ = compiled.norm(x, gamma, beta, quantizer.frac, self.eps, spec)
+            compiled.move_statistics(self, mean, var)
+            return y
+        momentum = count_batch(self, x)
         return quantizer.normalized(x, gamma, beta, self.running_mean, self.running_var, momentum, self.eps)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -222,6 +228,12 @@ class QuantBatchNorm(QuantLayer):
             return None
         if self.estimating or self.bias is None or x.numel() == x.shape[1]:
             return None
+        if compiled.compiling():
+            specs = compiled.specification(quantizer.grid, quantizer.relu), compiled.specification(factors.grid)
+            points = factors.frac, quantizer.frac
+            y, *_, mean, var = compiled.norm_affine(x, self.weight, self.bias, *points, self.eps, *specs)
+            compiled.move_statistics(self, mean, var)
+            return y
         momentum = 1.0 / (float(self.num_batches_tracked) + 1.0) if self.momentum is None else float(self.momentum)
         running = self.running_mean, self.running_var, momentum, self.eps
         result = quantizer.grid, quantizer.exponent(), quantizer.relu

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from edgemat.formats import Fixed
+from edgemat.nn import compiled
 from edgemat.nn.emission import exporting
 from edgemat.nn.layer import QuantLayer, exact_arithmetic
 from edgemat.nn.quantizer import FixedQuantizer
@@ -20,6 +21,9 @@ class QuantJoin(QuantLayer):
         output: Format of the result, or None for the exact, widened grid.
         relu: Whether a ReLU precedes the output quantiser.
     """
+
+    sign = 0
+    """Of the second operand in a sum; 0 where the join is none."""
 
     def __init__(self, output: str | Fixed | FixedQuantizer | None = "fixed<8>", *, relu: bool = False):
         super().__init__(None, output, relu)
@@ -42,6 +46,8 @@ class QuantJoin(QuantLayer):
         with exact_arithmetic(x):
             if a is None or b is None:
                 joined = self.combine(x.double(), y.double())
+            elif compiled.compiling() and self.sign and x.shape == y.shape and x.dtype == y.dtype == torch.float32:
+                joined = compiled.aligned_sum(x, y, a.frac, b.frac, a.grid.magnitude, b.grid.magnitude, self.sign)
             else:
                 carrier = self.carrier(self.bound(a, b, x, y))
                 joined = self.combine(x.to(carrier), y.to(carrier))
@@ -50,14 +56,23 @@ class QuantJoin(QuantLayer):
 
 def aligned_bound(x: FixedQuantizer, y: FixedQuantizer) -> int:
     """Largest sum of two codes after alignment to the finer grid."""
-    fx, fy = x.exponents().amax().item(), y.exponents().amax().item()
-    finest = max(fx, fy)
-    coarsest_x, coarsest_y = x.exponents().amin().item(), y.exponents().amin().item()
-    return (x.grid.magnitude << int(finest - coarsest_x)) + (y.grid.magnitude << int(finest - coarsest_y))
+    (coarse_x, fine_x), (coarse_y, fine_y) = _points(x), _points(y)
+    finest = max(fine_x, fine_y)
+    return (x.grid.magnitude << (finest - coarse_x)) + (y.grid.magnitude << (finest - coarse_y))
+
+
+def _points(x: FixedQuantizer) -> tuple[int, int]:
+    """Fewest and most fractional bits of a quantiser's channels."""
+    if not x.per_channel:
+        return x.exponent(), x.exponent()
+    low, high = torch.aminmax(x.exponents())
+    return int(low.item()), int(high.item())
 
 
 class QuantAdd(QuantJoin):
     """``x + y``, aligned to the finer grid, then quantised."""
+
+    sign = 1
 
     def combine(self, x: Tensor, y: Tensor) -> Tensor:
         """The sum."""
@@ -70,6 +85,8 @@ class QuantAdd(QuantJoin):
 
 class QuantSub(QuantJoin):
     """``x - y``, aligned to the finer grid, then quantised."""
+
+    sign = -1
 
     def combine(self, x: Tensor, y: Tensor) -> Tensor:
         """The difference."""

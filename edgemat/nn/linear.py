@@ -24,6 +24,7 @@ from torch.nn import functional as F
 
 from edgemat.errors import FormatError
 from edgemat.formats import Fixed
+from edgemat.nn import compiled
 from edgemat.nn.accumulator import AccumulatorQuantizer, limited, limited_batch_statistics
 from edgemat.nn.batch_norm import BatchNorm, folded_scale
 from edgemat.nn.emission import emit, exporting
@@ -225,6 +226,8 @@ class WeightedLayer(QuantLayer):
         quantizer = self.weight_quantizer
         if self.norm is None and quantizer.takes_rows(self.weight):
             source = self.aligned_source()
+            if compiled.compiling() and not source.per_channel:
+                return self._compiled(quantizer, source)
             grids = quantizer.grid, self.bias, self.bias_grid, source.finest()
             found = layer_parameters(self.weight, quantizer.frac, *grids)
             if found is not None:
@@ -233,6 +236,15 @@ class WeightedLayer(QuantLayer):
         weight, bias = self.quantized()
         return weight, bias, self.bound(weight, bias)
 
+    def _compiled(self, quantizer: FixedQuantizer, source: FixedQuantizer) -> tuple[Tensor, Tensor | None, int]:
+        """`deployed` for `torch.compile`: the carrier follows from the widths, and sums beyond it are refused."""
+        fan_in, reach = self.weight.numel() // self.outputs, source.grid.magnitude
+        top = compiled.carrier_top(fan_in, reach, quantizer.grid.magnitude)
+        spec = compiled.specification(quantizer.grid)
+        sizes = self.bias_grid.width, reach, top
+        weight, bias, _ = compiled.parameters(self.weight, quantizer.frac, self.bias, source.frac, spec, *sizes)
+        return weight, None if self.bias is None else bias, top - 1
+
     def _folded_weight(self, norm: BatchNorm) -> Tensor:
         """The weight of a step with batch statistics: quantised as it will be deployed, at its own size."""
         quantizer = self.weight_quantizer
@@ -240,6 +252,9 @@ class WeightedLayer(QuantLayer):
             return self.weight
         if quantizer.takes_rows(self.weight):
             assert norm.running_var is not None
+            if compiled.compiling():
+                spec = compiled.specification(quantizer.grid)
+                return compiled.fold(self.weight, quantizer.frac, norm.weight, norm.running_var, norm.eps, spec)[0]
             found = folded_weight(
                 self.weight, quantizer.frac, quantizer.grid, (norm.weight, norm.running_var, norm.eps)
             )

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from edgemat.errors import FormatError
 from edgemat.formats import OVERFLOWS, ROUNDINGS, Fixed
+from edgemat.nn import compiled
 from edgemat.nn.affine import QuantizedBatchAffine, QuantizedBatchNorm
 from edgemat.nn.emission import emit, exporting
 from edgemat.nn.rounding import (
@@ -218,6 +219,11 @@ class FixedQuantizer(nn.Module):
             return x
         if not self._ready or self.tracks:
             self._settle(x)
+        if compiled.compiling():
+            spec = compiled.specification(self.grid, self.relu)
+            if self.per_channel:
+                return compiled.quantize_channels(x, self.frac, spec, self.axis)
+            return compiled.quantize_tensor(x, self.frac, spec)
         if self.per_channel:
             return QuantizeChannels.apply(x, self.frac, self.grid, self.frac, self.axis, self.relu, None)
         return QuantizeTensor.apply(x, self.frac, self.grid, self.exponent(), self.relu)

@@ -1,0 +1,155 @@
+"""`torch.compile` of quantised networks: no graph breaks, the bits of eager, and a refusal instead of rounding."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import edgemat
+from edgemat.errors import FormatError
+from edgemat.nn import QuantAdd, QuantLinear, compiled, native
+from edgemat.nn.rounding import Grid
+
+
+class Residual(nn.Module):
+    """Convolutions with batch norm, a shortcut, pooling and a linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 6, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(6)
+        self.branch = nn.Conv2d(6, 6, 3, padding=1)
+        self.head = nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.norm(self.stem(x)))
+        x = torch.relu(x + self.branch(x))
+        return self.head(x.mean((2, 3)))
+
+
+RECIPES = {
+    "folded": {},
+    "affine": {"batch_norm": "affine", "every_layer": True},
+    "tensor": {"per_channel_weights": False},
+    "modes": {"activations": "fixed<5,2,RND_CONV,SAT_SYM>", "weights": "fixed<4,1,TRN,SAT>"},
+}
+
+
+def network(name: str) -> tuple[nn.Module, Tensor]:
+    torch.manual_seed(0)
+    x = torch.randn(5, 3, 8, 8)
+    fields = {"weights": "fixed<5>", "activations": "fixed<5>", **RECIPES[name]}
+    module = edgemat.quantize(Residual(), edgemat.Recipe(**fields))
+    edgemat.calibrate(module, [x])
+    return module, x
+
+
+def step(module: nn.Module, x: Tensor, source: nn.Module) -> tuple[Tensor, dict[str, Tensor]]:
+    module.zero_grad()
+    y = module(x)
+    y.backward(torch.linspace(-1, 1, y.numel()).view_as(y))
+    return y.detach(), {name: p.grad.clone() for name, p in source.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "eager"),
+    [
+        ("folded", False),
+        ("affine", False),
+        pytest.param("affine", True, marks=pytest.mark.slow),
+        pytest.param("tensor", False, marks=pytest.mark.slow),
+        pytest.param("modes", False, marks=pytest.mark.slow),
+    ],
+)
+def test_a_step_has_the_bits_of_eager(recipe: str, eager: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if eager:
+        monkeypatch.setattr(native, "kernel", lambda *tensors: None)
+    module, x = network(recipe)
+    twin = copy.deepcopy(module)
+    fast = torch.compile(module, backend="aot_eager", fullgraph=recipe in ("folded", "affine"))
+    module.train(), twin.train()
+    (y, grads), (expected, others) = step(fast, x, module), step(twin, x, twin)
+    assert torch.equal(y, expected)
+    assert set(grads) == set(others)
+    for name, grad in grads.items():
+        torch.testing.assert_close(grad, others[name], rtol=1e-3, atol=1e-4 * float(others[name].abs().max() + 1))
+    for (name, a), b in zip(module.named_buffers(), twin.buffers(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6, msg=name)
+    twin.load_state_dict(module.state_dict())
+    module.eval(), twin.eval()
+    fast = torch.compile(module, backend="aot_eager")
+    assert torch.equal(fast(x), twin(x))
+    with torch.no_grad():
+        twin.head.bias[0] += 0.125
+    assert not torch.equal(fast(x), twin(x)), "the control: another bias gives other bits"
+
+
+def test_binary_points_that_move_are_seen() -> None:
+    module, x = network("folded")
+    module.eval()
+    fast = torch.compile(module, backend="aot_eager")
+    before = fast(x)
+    with torch.no_grad():
+        for name, p in module.named_parameters():
+            if name.endswith("frac"):
+                p.sub_(2.0)
+    after = fast(x)
+    assert torch.equal(after, module(x)) and not torch.equal(after, before)
+
+
+def test_autocast_leaves_the_bits_alone() -> None:
+    module, x = network("folded")
+    module.eval()
+    fast = torch.compile(module, backend="aot_eager")
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(fast(x), module(x))
+    assert torch.equal(fast(x), module(x))
+
+
+@pytest.mark.slow
+def test_inductor_has_the_bits_of_eager() -> None:
+    module, x = network("affine")
+    twin = copy.deepcopy(module)
+    fast = torch.compile(module, fullgraph=True)
+    module.train(), twin.train()
+    assert torch.equal(step(fast, x, module)[0], step(twin, x, twin)[0])
+    twin.load_state_dict(module.state_dict())
+    module.eval(), twin.eval()
+    assert torch.equal(torch.compile(module)(x), twin(x))
+
+
+def test_a_sum_beyond_the_carrier_is_refused() -> None:
+    layer = QuantLinear(4, 2, weights="fixed<8>", input="fixed<8,1>", output=None)
+    layer(torch.rand(3, 4))
+    with torch.no_grad():
+        layer.bias.fill_(2000.0)
+    fast = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    with pytest.raises(FormatError, match="partial sums of up to"):
+        fast(torch.rand(3, 4))
+    with torch.no_grad():
+        layer.bias.fill_(1.0)
+    x = torch.rand(3, 4)
+    assert torch.equal(fast(x), layer(x))
+
+
+def test_operands_too_far_apart_are_refused() -> None:
+    points = torch.tensor(20.0), torch.tensor(3.0)
+    with pytest.raises(FormatError, match="20 fractional bits"):
+        compiled.aligned_sum(torch.ones(2), torch.ones(2), *points, 128, 128, 1)
+    near = torch.tensor(4.0), torch.tensor(3.0)
+    assert torch.equal(compiled.aligned_sum(torch.ones(2), torch.ones(2), *near, 128, 128, -1), torch.zeros(2))
+    assert QuantAdd.sign == 1
+
+
+def test_operators_keep_torchs_rules() -> None:
+    spec = compiled.specification(Grid.of(edgemat.Fixed(4)))
+    x = torch.randn(3, 4, requires_grad=True)
+    frac = torch.tensor(2.0, requires_grad=True)
+    torch.library.opcheck(compiled.quantize_tensor, (x, frac, spec), test_utils=("test_schema", "test_faketensor"))
+    gamma, beta = torch.ones(4, requires_grad=True), torch.zeros(4, requires_grad=True)
+    torch.library.opcheck(
+        compiled.norm, (x, gamma, beta, frac, 1e-5, spec), test_utils=("test_schema", "test_faketensor")
+    )
