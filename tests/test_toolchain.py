@@ -6,6 +6,7 @@ import os
 import stat
 import subprocess
 import sys
+import time
 import zipfile
 from pathlib import Path
 
@@ -256,3 +257,31 @@ def test_zig_gets_a_cache_folder_where_home_has_none(monkeypatch: pytest.MonkeyP
     assert zig.environment()["ZIG_GLOBAL_CACHE_DIR"] == str(tmp_path / "zig")
     monkeypatch.setenv("ZIG_GLOBAL_CACHE_DIR", os.fspath(tmp_path / "mine"))
     assert zig.environment()["ZIG_GLOBAL_CACHE_DIR"] == str(tmp_path / "mine")
+
+
+_FAMILY = """
+import subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+open(sys.argv[1], "w").write(str(child.pid))
+time.sleep(600)
+"""
+
+
+def _lives(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")
+def test_no_child_outlives_a_tool_that_ran_out_of_time(tmp_path: Path) -> None:
+    place = tmp_path / "pid"
+    with pytest.raises(subprocess.TimeoutExpired):
+        toolchain.finish([sys.executable, "-c", _FAMILY, str(place)], timeout_s=3)
+    pid = int(place.read_text())
+    for _ in range(100):
+        if not _lives(pid):
+            return
+        time.sleep(0.05)
+    raise AssertionError("the child is still there")

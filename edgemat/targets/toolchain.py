@@ -10,12 +10,14 @@ Every subprocess is an argument list; no shell reads any of it.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.util
 import os
 import platform
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -293,6 +295,36 @@ def compile(
     return output
 
 
+def finish(
+    command: Sequence[str],
+    *,
+    timeout_s: float,
+    cwd: Path | str | None = None,
+    env: Mapping[str, str] | None = None,
+    input: bytes | None = None,
+) -> subprocess.CompletedProcess[bytes]:
+    """`subprocess.run` after which no child lives on: a compiler's driver that is killed alone leaves its compiler.
+
+    Raises:
+        OSError: it could not be started.
+        subprocess.TimeoutExpired: it ran out of time and was stopped.
+    """
+    stdin = subprocess.DEVNULL if input is None else subprocess.PIPE
+    grouped = hasattr(os, "killpg")
+    with subprocess.Popen(
+        command, cwd=cwd, env=env, stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        start_new_session=grouped,
+    ) as process:  # fmt: skip
+        try:
+            output, errors = process.communicate(input, timeout=timeout_s)
+        except BaseException:  # Ctrl-C included: a session of its own gets no signal from the terminal
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, signal.SIGKILL) if grouped else process.kill()
+            process.wait()
+            raise
+    return subprocess.CompletedProcess(command, process.returncode, output, errors)
+
+
 def run(
     arguments: Sequence[str | Path],
     *,
@@ -317,9 +349,7 @@ def run(
     """
     command = [str(argument) for argument in arguments]
     try:
-        done = subprocess.run(
-            command, cwd=cwd, env=env, input=input, capture_output=True, timeout=timeout_s, check=False
-        )
+        done = finish(command, cwd=cwd, env=env, input=input, timeout_s=timeout_s)
     except subprocess.TimeoutExpired:
         raise ToolchainError(
             f"{_sentence(what)} took longer than {timeout_s:g} s and was stopped; "

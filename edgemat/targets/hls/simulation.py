@@ -115,10 +115,8 @@ class Simulation:
         try:
             (self.folder / "inputs.bin").write_bytes(encode(network.inputs, codes))
             traces.mkdir(exist_ok=True)
-            done = subprocess.run(
-                arguments, capture_output=True, timeout=_RUN_TIMEOUT_S, check=False,
-                env={**os.environ, "EDGEMAT_TRACE_FOLDER": str(traces)},
-            )  # fmt: skip
+            environment = {**os.environ, "EDGEMAT_TRACE_FOLDER": str(traces)}
+            done = toolchain.finish(arguments, timeout_s=_RUN_TIMEOUT_S, env=environment)
         except (OSError, subprocess.TimeoutExpired) as error:
             raise ToolchainError(
                 f"the HLS C simulation could not be run ({error}); check the compiler and the room on the disk"

@@ -145,10 +145,8 @@ def _bytes(tensor: Any) -> int:
 def _start(job: dict[str, Any]) -> dict[str, Any]:
     script = Path(__file__).with_name("unicorn_process.py")
     try:
-        done = subprocess.run(
-            [sys.executable, "-P", str(script), json.dumps(job)],
-            capture_output=True, timeout=_RUN_TIMEOUT_S, check=False,
-        )  # fmt: skip
+        arguments = [sys.executable, "-P", str(script), json.dumps(job)]
+        done = toolchain.finish(arguments, timeout_s=_RUN_TIMEOUT_S)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise ToolchainError(f"the emulator of {job['machine']} could not be run ({error})") from error
     if done.returncode != 0:

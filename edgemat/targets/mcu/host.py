@@ -127,10 +127,8 @@ class HostProgram:
         except OSError as error:
             raise no_room(error) from error
         try:
-            done = subprocess.run(
-                [str(self.program), str(self.folder / "samples.bin"), str(self.folder / "results.bin")],
-                capture_output=True, timeout=_RUN_TIMEOUT_S, check=False,
-            )  # fmt: skip
+            arguments = [str(self.program), str(self.folder / "samples.bin"), str(self.folder / "results.bin")]
+            done = toolchain.finish(arguments, timeout_s=_RUN_TIMEOUT_S)
         except (OSError, subprocess.TimeoutExpired) as error:
             raise ToolchainError(f"the compiled model could not be run ({error}); check the compiler") from error
         if done.returncode != 0:
