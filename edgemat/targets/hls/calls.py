@@ -110,7 +110,8 @@ class CallMaker:
         signs = bool(p.get("bipolar"))
         both = signs and self.step.inputs[0].format.bipolar
         if self.khot and not signs:
-            pe, simd = folding(*weight.shape, self.choice, self.step.name)
+            outputs, depth = weight.shape
+            pe, simd = folding(outputs, depth, self.choice, self.step.name)
             constant = pe * simd == weight.size
             if not (self.compiled and constant and self.khot <= COMPILER_KHOT):
                 self.shift_adds = self.pixels() * shift_adds(weight, self.khot, constant)

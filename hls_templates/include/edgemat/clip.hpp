@@ -14,7 +14,7 @@ struct clip_element {
     static typename C::acc_t at(typename C::x0_t x, int) {
 #pragma HLS INLINE
         typedef typename carrier<code_traits<typename C::x0_t>::width + C::align + 2>::type wide_t;
-        const wide_t code = wide_t(operand(x)) * (wide_t(1) << C::align);
+        const wide_t code = left_shifted(wide_t(operand(x)), C::align);
         const long long low = C::low;
         const long long high = C::high;
         if (code < low) return typename C::acc_t(low);

@@ -132,7 +132,7 @@ void map_held(hls::stream<vec<typename C::x0_t, C::x0_lanes> >& x0,
 template <class C, int BITS, class T>
 inline typename C::sum_t shifted(T code) {
 #pragma HLS INLINE
-    return typename C::sum_t(operand(code)) * (typename C::sum_t(1) << BITS);
+    return left_shifted(typename C::sum_t(operand(code)), BITS);
 }
 
 }  // namespace edgemat

@@ -27,7 +27,11 @@ inline bool rounds_up(bool negative, bool half, bool rest, bool odd) {
                                      : false;
 }
 
-// A code shifted left by a variable number of bits, which no multiplier need do; the caller's type holds it.
+// A code shifted left, which C++14 does not define for negative native integers; the caller's type holds it.
+inline int left_shifted(int code, unsigned bits) {
+#pragma HLS INLINE
+    return static_cast<int>(static_cast<unsigned>(code) << bits);
+}
 inline long long left_shifted(long long code, unsigned bits) {
 #pragma HLS INLINE
     return static_cast<long long>(static_cast<unsigned long long>(code) << bits);
@@ -38,8 +42,7 @@ inline ap_int<W> left_shifted(ap_int<W> code, unsigned bits) {
     return code << bits;
 }
 
-// A rounded right shift by SHIFT > 0 bits of a code that W bits hold. Multiplying by a power of two is a left
-// shift that C++14 also defines for negative codes.
+// A rounded right shift by SHIFT > 0 bits of a code that W bits hold.
 template <int ROUNDING, int SHIFT, bool RIGHT>
 struct shifter {
     template <int W>
@@ -72,7 +75,7 @@ struct shifter<ROUNDING, SHIFT, false> {
     static typename carrier<W - SHIFT>::type apply(typename carrier<W>::type code) {
 #pragma HLS INLINE
         typedef typename carrier<W - SHIFT + 1>::type wide_t;
-        return code * (wide_t(1) << (-SHIFT));
+        return left_shifted(wide_t(code), unsigned(-SHIFT));
     }
 };
 

@@ -2,8 +2,8 @@
 // The product of an input and a constant that is a sum of few signed powers of two: shifts and additions, no
 // multiplier.
 //
-// The constant is stored as packed digits: C::digit_count fields of C::digit_bits bits, the lowest digit in the
-// lowest field. Bit 0 of a field is the sign (1: subtract), the others are the left shift; the shift
+// The constant is stored as packed digits: C::digit_count fields of C::digit_bits bits, the lowest digit in
+// the lowest field. Bit 0 of a field is the sign (1: subtract), the others are the left shift; the shift
 // C::digit_none stands for no digit. C::digits(stored) gives that word; where few words occur, a short index
 // is stored instead, and C::digits looks it up.
 #ifndef EDGEMAT_SHIFT_ADD_HPP

@@ -108,9 +108,9 @@ inline long long operand(unsigned code) { return code; }
 inline long long operand(long long code) { return code; }
 #endif
 
-// How a sum of products is formed: multipliers; additions and subtractions, where every weight is -1 or +1; counts
-// of equal signs, where every input is, too (weights of these two are stored as signs: 1 for -1); shifts and
-// additions, where every weight is a sum of few signed powers of two (shift_add.hpp).
+// How a sum of products is formed: multipliers; additions and subtractions, where every weight is -1 or +1;
+// counts of equal signs, where every input is, too (weights of these two are stored as signs: 1 for -1);
+// shifts and additions, where every weight is a sum of few signed powers of two (shift_add.hpp).
 enum product_kind { MULTIPLY, ADD_SIGNED, COUNT_SIGNS, SHIFT_ADD };
 
 // One beat of a stream: LANES neighbouring elements of the channels-last order.
