@@ -201,3 +201,17 @@ def test_settings_out_of_range(options: dict, message: str) -> None:
 def test_a_float_module_is_refused() -> None:
     with pytest.raises(FormatError, match="holds no quantiser"):
         edgemat.QuantizationDelay(models.Mlp(), 3)
+
+
+def test_a_compiled_network_joins_like_an_eager_one() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(16, 16)
+    eager = quantised(models.Mlp(), x).train()
+    module = copy.deepcopy(eager)
+    compiled = torch.compile(module, backend="eager")
+    delays = [edgemat.QuantizationDelay(part, 1, 2, recalibrate=None) for part in (eager, module)]
+    for step in range(4):
+        assert torch.equal(eager(x), compiled(x)), step
+        for delay in delays:
+            delay.step()
+    assert all(delay.finished for delay in delays)

@@ -268,3 +268,35 @@ def test_what_cannot_be_tracked() -> None:
     a.step()
     with pytest.raises(FormatError, match=r"weights of another shape, expected \(1, 3\)"):
         edgemat.OscillationTracker(nn.Sequential(linear(1, 3))).load_state_dict(a.state_dict())
+
+
+def test_all_ranks_freeze_by_the_statistics_of_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batch statistics differ between processes, weights must not: the second one gets the first one's scales."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten(), nn.Linear(216, 4))
+    x = torch.randn(16, 1, 8, 8)
+    first = edgemat.calibrate(edgemat.quantize(model, edgemat.Recipe(weights="fixed<3>")), [x]).train()
+    second, alone = copy.deepcopy(first), copy.deepcopy(first)
+    sent: list[torch.Tensor] = []
+
+    def broadcast(tensor: torch.Tensor, source: int) -> None:
+        assert source == 0
+        if ranked is first:
+            sent.append(tensor.clone())
+        else:
+            tensor.copy_(sent.pop(0))
+
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: ranked is not alone)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "broadcast", broadcast)
+    trackers = [edgemat.OscillationTracker(q, momentum=0.5, threshold=0.4) for q in (first, second, alone)]
+    for step in range(12):
+        noise = torch.randn(6, 1, 3, 3) * 0.1
+        for ranked, tracker in zip((first, second, alone), trackers, strict=True):
+            with torch.no_grad():
+                ranked.get_submodule("1").running_var.mul_(1.0 if ranked is first else 1.02)
+                ranked.get_submodule("0").weight.add_(noise * (-1) ** step)
+            tracker.step()
+        assert torch.equal(first.get_submodule("0").weight, second.get_submodule("0").weight)
+    assert 0 < trackers[0].frozen_share == trackers[1].frozen_share
+    assert not torch.equal(first.get_submodule("0").weight, alone.get_submodule("0").weight)  # the control

@@ -226,20 +226,20 @@ class OscillationTracker:
             state.update(
                 value=values,
                 exponents=exponents,
-                direction=torch.zeros_like(values, dtype=torch.int8),
+                direction=torch.zeros_like(values),
                 frequency=torch.zeros_like(values),
                 mean=values.clone(),
                 frozen=torch.zeros_like(values, dtype=torch.bool),
                 held=torch.zeros_like(values),
             )
             return
-        sign = (values - state["value"]).sign_().to(torch.int8)
+        sign = (values - state["value"]).sign_()
         if not torch.equal(exponents, state["exponents"]):
             sign *= _laid(exponents == state["exponents"], layer)  # the grid moved there, not the weight
-        oscillates = (sign * state["direction"]) < 0
-        state["frequency"].lerp_(oscillates.to(values.dtype), self.momentum)
+        turned = (sign * state["direction"]).clamp_(max=0.0)  # -1 where the direction is the opposite, else 0
+        state["frequency"].mul_(1.0 - self.momentum).sub_(turned, alpha=self.momentum)
         state["mean"].lerp_(values, self.momentum)
-        state["direction"] = torch.where(sign != 0, sign, state["direction"])
+        state["direction"].mul_(1.0 - sign.abs()).add_(sign)  # the sign, or the old one where it is 0
         state["value"], state["exponents"] = values, exponents
         new = (state["frequency"] > threshold) & ~state["frozen"]
         if bool(new.any()):
@@ -248,9 +248,9 @@ class OscillationTracker:
             if not quantizer.tracks and not isinstance(quantizer, LearnedWidthQuantizer):
                 nearest = quantizer(nearest)  # not every point of the grid is a value of a bipolar or K-hot format
             state["held"] = torch.where(new, nearest, state["held"])
+            state["value"] = torch.where(new, nearest, values)
             state["frozen"] |= new
             _hold(weight, state, scale)
-            state["value"] = quantizer(weight if scale is None else weight * scale)
 
     def _anneal(self, layer: WeightedLayer, state: dict[str, Tensor], scale: Tensor | None, margin: float) -> None:
         """Holds the confident weights of one layer, then looks which of them are confident now."""
@@ -284,5 +284,7 @@ def _laid(values: Tensor, layer: WeightedLayer) -> Tensor:
 
 def _hold(weight: Tensor, state: dict[str, Tensor], scale: Tensor | None) -> None:
     """Puts frozen weights back where they were frozen, in place."""
+    if not bool(state["frozen"].any()):
+        return
     held = state["held"] if scale is None else state["held"] / scale
     weight.copy_(torch.where(state["frozen"], held.to(weight.dtype), weight))
