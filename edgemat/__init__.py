@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from edgemat.nn import calibrate, quantize
     from edgemat.nn.accumulator import accumulator_penalty
     from edgemat.nn.cost import CostRamp, CostTarget, Front, cost, cost_table
+    from edgemat.nn.history import FormatHistory
     from edgemat.nn.summary import summary
     from edgemat.nn.training import (
         DistillationLoss,
@@ -49,6 +50,7 @@ _HOMES = {
     "EdgematError": "edgemat.errors",
     "Fixed": "edgemat.formats",
     "FormatError": "edgemat.errors",
+    "FormatHistory": "edgemat.nn.history",
     "Front": "edgemat.nn.cost",
     "LoweringError": "edgemat.errors",
     "OscillationTracker": "edgemat.nn.training",
@@ -81,6 +83,7 @@ __all__ = [
     "EdgematError",
     "Fixed",
     "FormatError",
+    "FormatHistory",
     "Front",
     "LoweringError",
     "OscillationTracker",

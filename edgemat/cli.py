@@ -155,18 +155,40 @@ def inspect(model: Path, target: str | None, as_json: bool) -> None:
     For each node of the lowered MODEL: formats, ranges, accumulator widths, multiplies, weight bits and, with
     --target, the modelled cost; and the proof that no accumulator can overflow.
     """
-    from edgemat import report
+    from edgemat.report import inspect as describe
 
-    _show(report.inspect(model, target=target), as_json)
+    _show(describe(model, target=target), as_json)
+
+
+@cli.command()
+@MODEL
+@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), required=True, help="HTML file.")
+@click.option("--inputs", type=ArrayFile(), help="Samples: .npy; several inputs: .npz by name.  [default: generated]")
+@CODES
+@click.option("--history", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Formats over time.")
+@click.option("--front", type=click.Path(exists=True, path_type=Path), help="front.json of an edgemat.Front.")
+def report(
+    model: Path, output: Path, inputs: Arrays | None, codes: bool, history: Path | None, front: Path | None
+) -> None:
+    """Show values, formats, training and cost on one HTML page.
+
+    MODEL is a lowered file, or a checkpoint of a training (formats and weights). The page loads nothing from anywhere.
+    --history takes what edgemat.FormatHistory saved or a CSV logger's metrics.csv.
+    """
+    from edgemat.report import write_report
+
+    if codes and inputs is None:
+        raise click.UsageError("--codes says what --inputs holds; give --inputs.")
+    click.echo(write_report(model, output, inputs, codes, history, front))
 
 
 @cli.command()
 @JSON
 def ops(as_json: bool) -> None:
     """Show which operator runs on which backend."""
-    from edgemat import report
+    from edgemat.report import ops_table
 
-    _show(report.ops_table(), as_json)
+    _show(ops_table(), as_json)
 
 
 @cli.command()
