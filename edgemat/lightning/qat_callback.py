@@ -4,11 +4,11 @@
 `docs/training.md`.
 
 **The penalty.** No hook of Lightning may change the loss, and no method is replaced. A sum's gradient is the sum of the
-gradients, so the penalty's is taken with `torch.autograd.grad` in `on_before_optimizer_step` and added to ``.grad``:
-exactly what ``loss.backward(); penalty.backward()`` leaves there. At that point the gradients are those of all
-accumulated batches, unscaled, already averaged over the processes, and not yet clipped; the penalty depends on weights
-and formats, which all processes share, so every process adds the same and no factor is needed. `torch.autograd.grad`
-runs none of DDP's reduction hooks. Costs begin when the delay is over: real numbers cost no bits.
+gradients, so the penalty's is taken with `torch.autograd.grad` in `on_before_backward`, while the graph of the forward
+is there (it runs none of DDP's reduction hooks), and added to ``.grad`` in `on_before_optimizer_step`. At that point
+the gradients are those of all accumulated batches, unscaled, already averaged over the processes, and not yet clipped;
+the penalty depends on weights and formats, which all processes share, so every process adds the same and no factor is
+needed. Costs begin when the delay is over: real numbers cost no bits.
 
 **Processes.** Formats must be the same in all of them. Gradients of binary points are averaged as all others; what is
 *observed* is shared here: calibration batches are gathered, ranges of WRAP formats and of the delay's last real step
@@ -103,7 +103,6 @@ class QATCallback(Callback):
         self._norms: Any = None
         self._global_step = 0
         self._penalties: dict[nn.Parameter, torch.Tensor] | None = None
-        self._counted = False
         self._loaded: dict[str, Any] | None = None
 
     @property
@@ -195,17 +194,15 @@ class QATCallback(Callback):
         """Remembers the steps before this batch."""
         self._global_step = trainer.global_step
 
-    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """A loss has gradients: the next steps of optimisers get the penalty's. Without a loss there is none."""
-        self._penalties = None
-        self._counted = bool(self._costs) and (self._delay is None or self._delay.finished)
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: torch.Tensor) -> None:
+        """Takes the penalty's gradient while the forward's graph is there; without a loss there is none."""
+        if self._costs and (self._delay is None or self._delay.finished):
+            self._penalties = self._penalty_gradients(pl_module)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Adds the gradient of the penalty."""
-        if not self._counted:
-            return
         if self._penalties is None:
-            self._penalties = self._penalty_gradients(pl_module)
+            return
         with torch.no_grad():
             for parameter in (p for group in optimizer.param_groups for p in group["params"]):
                 gradient = self._penalties.pop(parameter, None)
@@ -232,7 +229,7 @@ class QATCallback(Callback):
                     "QATCallback: the cost of the network cannot change, expected learned widths; quantise with "
                     "learn_widths='all' in the recipe"
                 )
-            gradients = torch.autograd.grad(penalty, parameters, allow_unused=True)
+            gradients = torch.autograd.grad(penalty, parameters, retain_graph=True, allow_unused=True)
         pl_module.log("qat/penalty", penalty.detach())
         return {p: gradient for p, gradient in zip(parameters, gradients, strict=True) if gradient is not None}
 
@@ -251,9 +248,9 @@ class QATCallback(Callback):
         if self._delay is not None:
             ranks.unite(trainer, self._delay.observed)
             self._delay.step()
-        for cost in self._costs if self._counted and self._penalties is not None else ():
+        for cost in self._costs if self._penalties is not None else ():
             cost.step() if hasattr(cost, "step") else cost.update()
-        self._counted, self._penalties = False, None
+        self._penalties = None
         self._apply()
         if self._tracker is not None and self._steps % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             pl_module.log("qat/frozen", self._tracker.frozen_share)

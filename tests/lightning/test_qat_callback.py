@@ -141,6 +141,17 @@ COSTS = [
 ]
 
 
+def penalty_gradients(lit: Lit, penalty: torch.Tensor) -> list[Any]:
+    gradients = torch.autograd.grad(penalty, list(lit.net.parameters()), retain_graph=True, allow_unused=True)
+    return list(zip(lit.net.parameters(), gradients, strict=True))
+
+
+def add(gradients: list[Any]) -> None:
+    for parameter, gradient in gradients:
+        if gradient is not None:
+            parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+
+
 def advance(cost: Any) -> None:
     cost.step() if isinstance(cost, edgemat.CostRamp) else cost.update()
 
@@ -148,7 +159,7 @@ def advance(cost: Any) -> None:
 @pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize("clip", [None, 0.1])
 @pytest.mark.parametrize(("option", "name", "settings"), COSTS, ids=["target", "ramp"])
-def test_the_penalty_is_a_second_backward(
+def test_the_penalty_is_added_to_the_gradients(
     option: str, name: str, settings: dict[str, Any], clip: float | None, accumulate: int
 ) -> None:
     lit, by_hand = Lit(network(LEARNED)), Lit(network(LEARNED))
@@ -158,10 +169,12 @@ def test_the_penalty_is_a_second_backward(
     cost, optimizer = getattr(edgemat, name)(by_hand.net, **settings), by_hand.configure_optimizers()
     by_hand.net.train()
     for index, batch in enumerate(batches(2)):
-        (by_hand.loss(batch) / accumulate).backward()
+        loss = by_hand.loss(batch) / accumulate
+        extra = penalty_gradients(by_hand, cost.penalty())
+        loss.backward()
         if (index + 1) % accumulate:
             continue
-        cost.penalty().backward()
+        add(extra)
         if clip is not None:
             nn.utils.clip_grad_norm_(by_hand.parameters(), clip)
         optimizer.step()
@@ -172,6 +185,25 @@ def test_the_penalty_is_a_second_backward(
     without = Lit(network(LEARNED))  # the control
     trainer(max_epochs=2, **options).fit(without, loader())
     assert not same(lit.net.state_dict(), without.net.state_dict())
+
+
+@pytest.mark.parametrize("frozen", [None, 0])
+def test_the_gradients_are_those_of_the_sum(frozen: int | None) -> None:
+    """One step of plain descent against ``(loss + penalty).backward()``, which adds in another order."""
+    lit, by_hand = Lit(network(LEARNED), kind=torch.optim.SGD), Lit(network(LEARNED), kind=torch.optim.SGD)
+    options = COSTS[0][2] | {"start": 10.0}
+    callback = QATCallback(cost_target=options, freeze_batch_norm=frozen)
+    trainer(max_steps=1, callbacks=[callback]).fit(lit, loader())
+    by_hand.net.train()
+    if frozen is not None:
+        edgemat.freeze_batch_norm(by_hand.net)
+    start = {name: p.detach().clone() for name, p in by_hand.net.named_parameters()}
+    (by_hand.loss(batches(1)[0]) + edgemat.CostTarget(by_hand.net, **options).penalty()).backward()
+    by_hand.configure_optimizers().step()
+    for (name, a), b in zip(by_hand.net.named_parameters(), lit.net.parameters(), strict=True):
+        moved = (a - start[name]).abs().max()
+        assert (a - b).abs().max() <= 1e-5 * moved, name
+        assert moved > 0
 
 
 def test_several_costs_and_a_delay() -> None:
@@ -185,9 +217,11 @@ def test_several_costs_and_a_delay() -> None:
     by_hand.net.train()
     for batch in batches(3):
         begun = delay.finished
-        by_hand.loss(batch).backward()
-        if begun:
-            torch.stack([cost.penalty() for cost in costs]).sum().backward()
+        loss = by_hand.loss(batch)
+        penalty = torch.stack([cost.penalty() for cost in costs]).sum() if begun else None
+        extra = [] if penalty is None else penalty_gradients(by_hand, penalty)
+        loss.backward()
+        add(extra)
         optimizer.step()
         optimizer.zero_grad()
         delay.step()
@@ -225,8 +259,10 @@ def test_each_optimizer_gets_the_penalty_of_its_own_parameters() -> None:
     by_hand.net.train()
     for batch in batches(1):
         by_hand.zero_grad()
-        by_hand.loss(batch).backward()
-        cost.penalty().backward()
+        loss = by_hand.loss(batch)
+        extra = penalty_gradients(by_hand, cost.penalty())
+        loss.backward()
+        add(extra)
         for optimizer in optimizers:
             optimizer.step()
         advance(cost)
