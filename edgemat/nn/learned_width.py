@@ -271,9 +271,10 @@ class LearnedWidthQuantizer(FixedQuantizer):
         finest = torch.where(alive, points, -POINT_LIMIT).amax()
         points = torch.where(alive, points, torch.where(alive.any(), finest, 0))
         self.points.copy_(points.reshape(self.points.shape))
-        top = magnitude.amax(self.groups.row_axes, keepdim=True)
-        bits = torch.frexp(top.double()).exponent - torch.where(alive, spare, 0)
-        self.span.copy_(bits.amax() + 1)
+        reduced = codes >> torch.where(alive, spare, 0).long()
+        low = -reduced.amin() - int(self.grid.overflow != "SAT_SYM")
+        top = torch.maximum(reduced.amax(), low) if codes.numel() else low
+        self.span.copy_(torch.frexp(top.clamp_min(0).double()).exponent + 1)
 
     def forward(self, x: Tensor) -> Tensor:
         """Quantises the weights `x`; float32."""

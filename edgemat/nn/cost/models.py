@@ -16,9 +16,10 @@ which shares sub-sums, up to 30 % fewer tables (hls4ml's documentation); this mo
 networks.
 
 ``mcu``: bytes of flash that the C library's constants take: for each layer the smallest of 1, 2 and 4 bytes that holds
-all its codes, and 4 bytes for each bias; shifts and tables of activation functions come on top. The table shows
-multiplications by kernel class as well, and the bytes of each layer's input and output: their largest sum is a lower
-bound of the arena. The gradient is that of an eighth of a byte for each bit.
+all its codes, and 4 bytes for each bias; shifts, tables of activation functions and the padding of kernels that take
+channels in blocks come on top. The table shows multiplications by kernel class as well, and the bytes of each layer's
+input and output: but for those of the network itself, the arena holds both at once. The gradient is that of an eighth
+of a byte for each bit.
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
 Minimise the loss subject to ``cost <= N``. The Lagrangian's multiplier is found by ascent on the dual while the network
 trains; the ascent is multiplicative, ``m <- m * (cost / N)**rate``, so that its speed does not depend on the scale of
-loss or cost, and the multiplier stays positive.
+loss or cost, and the multiplier stays positive. The penalty weighs ``m * (cost / N)**2``: the proportional part of the
+controller, which keeps the ascent from swinging.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from edgemat.nn.cost.models import cost as cost_of
 
 _LIMITS = (1e-6, 1e4)
 _RATIO = 4.0
+_GAIN = 2
 
 
 class CostTarget:
@@ -34,7 +36,8 @@ class CostTarget:
         at_most: N, above 0, in the model's unit: EBOPs, tables, bytes.
         rate: Exponent of the ascent per step. The multiplier grows by ``2**rate`` where the cost is 2 N.
         start: First multiplier.
-        margin: Part of N that is kept free, because the cost of the last steps wavers.
+        margin: Part of N that is kept free, because the cost of single steps wavers; a learning rate that decays
+            steadies the end.
 
     Raises:
         FormatError: for a setting out of range, or a network in which no width is learned.
@@ -45,9 +48,9 @@ class CostTarget:
         q: nn.Module,
         cost: str = "ebops",
         at_most: float = 1000.0,
-        rate: float = 0.05,
+        rate: float = 0.02,
         start: float = 1e-3,
-        margin: float = 0.02,
+        margin: float = 0.05,
     ):
         for name, value in (("at_most", at_most), ("rate", rate), ("start", start)):
             if not 0.0 < value < float("inf"):
@@ -60,7 +63,9 @@ class CostTarget:
         self.latest: float | None = None
 
     def penalty(self) -> Tensor:
-        """``multiplier * cost / N``, to be added to the loss; float32, no dimensions.
+        """``multiplier * (cost / N)**2 * cost / N``, the square without a gradient; float32, no dimensions.
+
+        Add it to the loss. Both ratios are taken to N without its margin, and the square within 1/16 and 16.
 
         Raises:
             FormatError: if the cost has no gradient, because nothing in the network learns its width.
@@ -72,15 +77,18 @@ class CostTarget:
                 "quantise with learn_widths='all' in the recipe"
             )
         self.latest = found.item()
-        return torch.mul(found, self.multiplier / self.at_most)
+        return torch.mul(found, self.multiplier * self._ratio() ** _GAIN / self.at_most)
+
+    def _ratio(self) -> float:
+        """The latest cost in units of N without its margin, within bounds."""
+        assert self.latest is not None
+        return min(max(self.latest / (self.at_most * (1.0 - self.margin)), 1.0 / _RATIO), _RATIO)
 
     def update(self) -> None:
         """One step of the ascent, after the optimiser's step; uses the cost that `penalty` saw."""
         if self.latest is None:
             raise FormatError("CostTarget: update() came before the first penalty(), expected it after the step")
-        ratio = self.latest / (self.at_most * (1.0 - self.margin))
-        ratio = min(max(ratio, 1.0 / _RATIO), _RATIO)
-        self.multiplier = min(max(self.multiplier * ratio**self.rate, _LIMITS[0]), _LIMITS[1])
+        self.multiplier = min(max(self.multiplier * self._ratio() ** self.rate, _LIMITS[0]), _LIMITS[1])
 
     @torch.no_grad()
     def met(self) -> bool:
