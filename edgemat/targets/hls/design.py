@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from edgemat.op import Bounds, Epilogue
 from edgemat.targets.hls.calls import CallMaker
 from edgemat.targets.hls.config import BINARY, UNARY, ConstantArray, code_type, common_lanes, constant_array
 from edgemat.targets.hls.depths import fifo_depths
@@ -68,6 +69,17 @@ def make_design(network: Network, plan: Plan) -> Design:
     return _Builder(network, plan).build()
 
 
+class Taken(Epilogue):
+    """An epilogue that takes the bits of each channel's width as they are: codes that fit already."""
+
+    __slots__ = ()
+
+    @property
+    def overflow(self) -> str:
+        """No saturation."""
+        return "WRAP"
+
+
 class _Builder:
     def __init__(self, network: Network, plan: Plan) -> None:
         self.network = network
@@ -123,7 +135,8 @@ class _Builder:
             self.results = [self.channel(channel.tensor, channel.tensor.name) for channel in design.outputs]
             self.leaving = list(zip(self.results, design.outputs, strict=True))
         for tensor, channel in zip(self.network.inputs, design.inputs, strict=True):
-            self.provide(self.root(tensor.name), self.enter(channel))
+            narrow = not design.dataflow and tensor.format.widths is not None
+            self.provide(self.root(tensor.name), self.narrow(channel) if narrow else self.enter(channel))
         for step in self.steps:
             self.step(step)
         for inner, channel in self.leaving:
@@ -229,6 +242,20 @@ class _Builder:
                 Lockstep(port.beats),
             )
         )
+
+    def narrow(self, port: Channel) -> Channel:
+        """An input port whose channels are narrower than its elements, told to the synthesiser: wires only."""
+        tensor = port.tensor
+        inner = self.channel(tensor, f"{tensor.name} narrow")
+        ends = (tensor.lo, tensor.hi)
+        step = Step(
+            "requantize", f"{tensor.name} narrow", (tensor,), (tensor,), {"size": tensor.size}, {},
+            Taken((0,), tensor.format), Bounds(ends, ends), tensor.name,
+        )  # fmt: skip
+        process = CallMaker(self.plan, step, self.node_names(step.name), False).make([port], {}, inner)
+        process.traced = ()
+        self.design.processes.append(process)
+        return inner
 
     def produced(self, tensor: NativeTensor) -> Channel:
         """The channel a process writes: an output port where that is the tensor's only reader."""

@@ -109,7 +109,8 @@ inline Y limit(typename carrier<W>::type code) {
 }
 
 // The same for a channel whose code has `bits` bits, 0 (the code is always 0) to those of Y. The two shifts
-// at the end change nothing; where `bits` is constant they tell the synthesiser how narrow the code is.
+// at the end change nothing (under WRAP they take the code's lowest bits); where `bits` is constant they tell
+// the synthesiser how narrow the code is.
 template <int OVERFLOW, class Y, int W>
 inline Y limit_channel(typename carrier<W>::type code, int bits) {
 #pragma HLS INLINE
@@ -120,7 +121,7 @@ inline Y limit_channel(typename carrier<W>::type code, int bits) {
     const bound_t above = bound_t(1) << (y_signed ? bits - 1 : bits);
     const bound_t high = above - 1;
     const bound_t low = y_signed ? bound_t(OVERFLOW == SAT_SYM ? 1 - above : 0 - above) : bound_t(0);
-    const Y limited = code > high ? Y(high) : code < low ? Y(low) : Y(code);
+    const Y limited = OVERFLOW == WRAP ? Y(code) : code > high ? Y(high) : code < low ? Y(low) : Y(code);
     const int spare = y_width - bits;
     return Y(Y(limited << spare) >> spare);
 }
