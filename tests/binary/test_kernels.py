@@ -11,12 +11,14 @@ from edgemat.ops import BY_NAME
 from edgemat.ops.cases import constant, tensor
 from edgemat.targets import toolchain
 from edgemat.targets.hls import Plan, Simulation, model_cost
+from edgemat.targets.hls import project as hls_project
 from edgemat.targets.mcu import emulator
 from edgemat.targets.mcu.generator import project
 from edgemat.targets.mcu.host import SANITIZE, STRICT, HostProgram
 from edgemat.targets.mcu.sample import run_reference
 from edgemat.targets.mcu.variants import STACK_WORDS, sign_rows
 from tests.binary.cases import calls, exact, plain_sum, signs
+from tests.hls.test_operators import Mutated
 from tests.mcu.case_graphs import CaseGraph, feeds, side_by_side
 from tests.mcu.test_kernels import mutated
 
@@ -148,12 +150,47 @@ def test_control_padding_is_left_out_of_the_count(tmp_path) -> None:
     assert differing(graph, [exact(case)], codes, found) == [case.name]
 
 
-def test_a_sum_of_zero_gives_plus_one() -> None:
+def tie() -> tuple[CaseGraph, dict[str, np.ndarray], list[list[int]]]:
+    """The sign of a sum of two signs: sums 0 (+1), -2, 2 and again 0."""
     w, codes = constant("bipolar", np.array([[1, -1]]))
     attrs = {"w_format": "bipolar", "requantize": "bipolar"}
     call = Call(BY_NAME["Linear"], "tie", [tensor("bipolar", (None, 2)), w], attrs, {1: codes})
-    graph = side_by_side("tie", [call])
-    rows = {"c0_x0": np.array([[1, 1], [-1, -1], [1, -1], [-1, 1]])}
-    assert run_reference(graph, rows)["c0_y"].tolist() == [[1], [1], [1], [-1]]
+    rows = np.array([[1, 1], [-1, 1], [1, -1], [-1, -1]])
+    return side_by_side("tie", [call]), {"c0_x0": rows}, [[1], [-1], [1], [1]]
+
+
+def test_a_sum_of_zero_gives_plus_one_in_c(tmp_path) -> None:
+    graph, rows, expected = tie()
+    assert run_reference(graph, rows)["c0_y"].tolist() == expected
     with HostProgram(graph, optimize="0") as program:
-        assert program.run(rows)["c0_y"].tolist() == [[1], [1], [1], [-1]]
+        assert program.run(rows)["c0_y"].tolist() == expected
+    change = "kernels/edgemat_requantize.h", "return v < 0 ? -1 : 1;", "return v <= 0 ? -1 : 1;"
+    assert mutated(graph, rows, *change, tmp_path, toolchain.find_c())["c0_y"].tolist() == [[-1], [-1], [1], [-1]]
+
+
+HLS_CHANGES = {
+    "threshold": ("edgemat/rounding.hpp", "return code < 0 ? Y(-1) : Y(1);", "return code <= 0 ? Y(-1) : Y(1);"),
+    "weight": ("parameters.hpp", "{0, 1}", "{1, 1}"),
+    "padding": ("parameters.hpp", "padded = true", "padded = false"),
+}
+
+
+@pytest.mark.parametrize("change", HLS_CHANGES)
+def test_control_a_change_of_hls_is_seen(change, monkeypatch) -> None:
+    graph, codes, expected = tie()
+    name, wanted = "c0_y", np.array(expected)
+    if change == "padding":
+        w, weights = constant("bipolar", signs(np.random.default_rng(5), (1, 3, 2, 2)))
+        attrs = {"w_format": "bipolar", "strides": (1, 1), "pads": (0, 0, 1, 1), "dilations": (1, 1)}
+        case = Call(BY_NAME["Conv"], "c", [tensor("bipolar", (None, 3, 3, 3)), w], attrs, {1: weights})
+        graph = side_by_side("pad", [case])
+        codes = fed(graph, 7)
+        wanted = plain_sum(case, codes["c0_x0"])
+    made = hls_project(graph, Plan(io="parallel"))
+    files = made.files()
+    file, old, new = HLS_CHANGES[change]
+    file = next(f for f in files if f.endswith(file))
+    monkeypatch.setattr("edgemat.targets.hls.simulation.Project", (type(made), Mutated))
+    for program, same in ((made, True), (Mutated(made, file, old, new), False)):
+        with Simulation(program, optimize="0") as simulation:
+            assert np.array_equal(simulation.run(codes)[name], wanted) == same
