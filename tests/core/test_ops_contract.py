@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from fractions import Fraction
 
 import numpy as np
 import onnx_ir as ir
@@ -13,6 +14,7 @@ import pytest
 from edgemat import formats
 from edgemat.body import DOMAIN, IR_VERSION, OPSET, Body, Coded
 from edgemat.errors import EdgematError
+from edgemat.formats import Fixed
 from edgemat.op import REAL, Call, Op, Tensor
 from edgemat.ops import BY_NAME, OPS
 from edgemat.ops.cases import constant, feeds, random_codes, tensor
@@ -250,6 +252,40 @@ def test_quantize_body_on_every_width(width: int, overflow: str) -> None:
         assert (body.astype(np.int64) == op.reference(call, values)).all()
 
 
+@pytest.mark.parametrize(
+    "fmt",
+    [
+        "fixed<[8,0,3,1,20],[3,1,-2,9,4],RND_CONV,SAT>",
+        "ufixed<[0,1,12],[-200,1,2],RND,SAT>",
+        "fixed<[60,2,0,54],[58,1,0,3],RND_ZERO,SAT_SYM>",
+        "fixed<[64,63],[64,0],TRN,SAT>",
+        "bipolar",
+    ],
+)
+def test_quantize_body_of_channels_of_their_own_width_and_of_signs(fmt: str) -> None:
+    """Ties, rails of each channel, infinities and signed zeros: reference, body and fractions agree."""
+    op, parsed = BY_NAME["Quantize"], Fixed.parse(fmt)
+    channels = len(parsed.fracs)
+    x = Tensor("x", (None, channels, 2), REAL, 0, 0)
+    call = Call(op, "q", [x], {"y_format": fmt})
+    lsb = np.ldexp(1.0, -np.asarray(parsed.fracs, np.int64))
+    rails = np.concatenate([parsed.channel_rails()[0], parsed.channel_rails()[1]]).astype(np.float64)
+    codes = np.concatenate(
+        [rails, rails + 0.5, rails - 0.5, np.arange(-9, 9) / 4, [1e30, -1e30, np.inf, -np.inf, -0.0]]
+    )
+    with np.errstate(over="ignore", invalid="ignore", under="ignore"):
+        values = (codes[:, None] * lsb).astype(np.float32)
+    values = np.stack([values, -values], axis=2)
+    values[np.isnan(values)] = 0.0
+    found = run_body(call, op.body(call), [values])
+    assert (found.astype(np.int64) == op.reference(call, values)).all()
+    for c in range(channels):
+        alone = np.array(
+            [oracle.to_code(Fraction(float(v)), parsed, c) for v in values[np.isfinite(values[:, c, 0]), c, 0]]
+        )
+        assert (found[np.isfinite(values[:, c, 0]), c, 0].astype(np.int64) == alone).all()
+
+
 @pytest.mark.parametrize("fmt", ["fixed<8,3,RND,WRAP>", "ufixed<6,2,TRN,WRAP>", "fixed<40,20,RND_INF,WRAP>"])
 def test_quantize_body_wraps(fmt: str) -> None:
     op = BY_NAME["Quantize"]
@@ -260,7 +296,17 @@ def test_quantize_body_wraps(fmt: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "fmt", ["fixed<8,3>", "ufixed<6,9>", "fixed<24,-4>", "fixed<25,3>", "fixed<40,20>", "fixed<8,[3,1,-2]>"]
+    "fmt",
+    [
+        "fixed<8,3>",
+        "ufixed<6,9>",
+        "fixed<24,-4>",
+        "fixed<25,3>",
+        "fixed<40,20>",
+        "fixed<8,[3,1,-2]>",
+        "bipolar",
+        "fixed<[30,0,2],[3,1,-2]>",
+    ],
 )
 def test_dequantize_body(fmt: str) -> None:
     op = BY_NAME["Dequantize"]
