@@ -92,11 +92,14 @@ class ExportCallback(Callback):
         self._pending: Mapping[str, Tensor] | None = None
 
     # -- hooks ----------------------------------------------------------------------------------------------------
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Finds the network, and refuses what would fail only at the end of the training."""
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Finds the network, waits for its first arguments, and refuses what would fail only at the end.
+
+        Raises:
+            LoweringError: if the LightningModule holds no quantised network, or several and none is named.
+            EdgematError: if the folder holds other things, or nothing says which checkpoint is best.
+        """
         self._found = find_network(pl_module, self.network)
-        if stage != "fit":
-            return
         ranks.check_strategy(trainer)
         check_folder(self.folder)
         if self.when == "best" and _monitoring(trainer) is None:
@@ -104,10 +107,7 @@ class ExportCallback(Callback):
                 "ExportCallback(when='best') found no checkpoint callback that monitors anything, expected one; add "
                 "ModelCheckpoint(monitor='...') to the trainer's callbacks"
             )
-
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Waits for the network's first arguments."""
-        assert self._found is not None
+        self._seen = None
         if self.example_input is None:
             self._capture.arm(self._found, is_compiled(pl_module))
 

@@ -83,13 +83,19 @@ class FormatLogger(Callback):
         return self._generate_state_key(network=self.network)
 
     # -- hooks ----------------------------------------------------------------------------------------------------
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Finds the network."""
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Finds the network.
+
+        Raises:
+            LoweringError: if the LightningModule holds no quantised network, or several and none is named.
+        """
         self._found = find_network(pl_module, self.network)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Takes note of the formats the training starts from."""
         assert self._found is not None
+        if trainer.global_step == 0:
+            self._start, self._rates, self._logged = {}, {}, -1
         if not self._start:
             found = quantizers(deployed(self._found))
             self._start = {name: str(part.format) for name, part in found.items() if part.ready}

@@ -177,6 +177,8 @@ def arguments_of(network: nn.Module, batch: Any) -> Arguments | None:
     A tensor is the input, a mapping gives inputs by name, of a sequence the surplus items (labels) are left out.
     """
     names = input_names(network)
+    if not names:
+        return None
     if isinstance(batch, Tensor):
         return Arguments((batch.detach(),)) if batch.is_floating_point() else None
     if isinstance(batch, Mapping):

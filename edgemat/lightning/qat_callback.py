@@ -111,26 +111,15 @@ class QATCallback(Callback):
         return self._generate_state_key(network=self.network)
 
     # -- the beginning --------------------------------------------------------------------------------------------
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Finds the network and refuses what would go wrong later.
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Finds the network, calibrates where that is due, and builds the schedules; checkpoints are loaded already.
 
         Raises:
             LoweringError: if the LightningModule holds no quantised network, or several and none is named.
             UnsupportedOpError: for strategies and precisions in which formats cannot be exact.
         """
-        self._found = find_network(pl_module, self.network)
-        if stage == "fit":
-            ranks.check_strategy(trainer)
-            if getattr(trainer.strategy, "_layer_sync", None) is not None:
-                raise UnsupportedOpError(
-                    "QATCallback: the trainer has sync_batchnorm=True, which does not reach batch norms folded into "
-                    "quantised layers, expected False; the first process's statistics are everyone's"
-                )
-
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Calibrates where that is due, and builds the schedules; the module's checkpoint is loaded already."""
-        found = self._found
-        assert found is not None
+        found = self._found = find_network(pl_module, self.network)
+        ranks.check_strategy(trainer)
         _check_precision(trainer, found)
         state, self._loaded = self._loaded, None
         if state is None and trainer.global_step > 0 and self._steps:
@@ -257,8 +246,8 @@ class QATCallback(Callback):
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Lets all processes validate the same network."""
-        assert self._found is not None
-        ranks.synchronize(trainer, self._found.network)
+        if self._found is not None:
+            ranks.synchronize(trainer, self._found.network)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Offers the network to the front."""

@@ -16,11 +16,16 @@ from edgemat.nn.quantizer import FixedQuantizer
 
 
 def check_strategy(trainer: Trainer) -> None:
-    """Refuses strategies that split parameters over processes.
+    """Refuses strategies that split parameters over processes, and batch norms that would be synchronised.
 
     Raises:
-        UnsupportedOpError: for FSDP, DeepSpeed and the like.
+        UnsupportedOpError: for FSDP, DeepSpeed and the like, and for ``sync_batchnorm=True``.
     """
+    if getattr(trainer.strategy, "_layer_sync", None) is not None:
+        raise UnsupportedOpError(
+            "the trainer has sync_batchnorm=True, which does not reach batch norms folded into quantised layers, "
+            "expected False; the first process's statistics are everyone's"
+        )
     if not isinstance(trainer.strategy, DDPStrategy | SingleDeviceStrategy):
         raise UnsupportedOpError(
             f"the strategy is {type(trainer.strategy).__name__}, which may split parameters over processes, expected "

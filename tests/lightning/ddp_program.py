@@ -120,6 +120,7 @@ def refusals(folder: Path) -> None:
     """What would let one process wait for the other, or their formats drift apart."""
     fit(folder, "uncalibrated", Lit(network(calibrated=False)), loader(), QATCallback())
     fit(folder, "unused", Lit(), loader(), QATCallback(delay=2))
+    fit(folder, "synchronised", Lit(), loader(), QATCallback(), sync_batchnorm=True)
     fit(folder, "failing", Lit(), loader(), ExportCallback(folder / "failing", backends=["nonsense"]))
 
 

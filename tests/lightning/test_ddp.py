@@ -6,12 +6,15 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 import edgemat
+from edgemat.errors import UnsupportedOpError
+from edgemat.lightning.ranks import check_strategy
 from tests.lightning.ddp_program import NARROW, WRAPPING
 from tests.lightning.nets import data, network, same
 
@@ -83,6 +86,11 @@ def test_saturation_counts_both_processes(ends: Path) -> None:
     assert worst >= rate > 0.0
 
 
+def test_strategies_that_split_parameters_are_refused() -> None:
+    with pytest.raises(UnsupportedOpError, match="the strategy is SimpleNamespace, which may split parameters"):
+        check_strategy(SimpleNamespace(strategy=SimpleNamespace()))  # type: ignore[arg-type]
+
+
 def test_the_first_process_exports(ends: Path) -> None:
     assert edgemat.verify(ends / "export" / "net.onnx", samples=4, backends=["onnx"]).ok
 
@@ -95,6 +103,7 @@ def test_the_first_process_exports(ends: Path) -> None:
             "2 processes would each take their own first batch, expected one for all; pass QATCallback(ca",
         ),
         ("unused", "leave parameters without a gradient, which DDP must be told; use Trainer(strategy='ddp_find_unu"),
+        ("synchronised", "sync_batchnorm=True, which does not reach batch norms folded into quantised layers"),
         ("failing", "nonsense"),
     ],
 )

@@ -75,6 +75,24 @@ def test_mixed_precision_trains_with_the_same_bits(recipe: Any) -> None:
     assert same(*ends)
 
 
+def test_loss_scaling_leaves_the_penalty_as_it_is() -> None:
+    """A scale that is a power of two changes no bit of a gradient, and the penalty is added behind it."""
+    from lightning.pytorch.plugins.precision import MixedPrecision
+
+    ends = []
+    for scaled in (True, False):
+        scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+        lit = Lit(network(LEARNED))
+        target = {"cost": "ebops", "at_most": 500.0, "rate": 0.5, "start": 0.1}
+        plugins = [MixedPrecision("16-mixed", "cpu", scaler)] if scaled else []
+        run = trainer(
+            max_epochs=2, plugins=plugins, accumulate_grad_batches=2, callbacks=[QATCallback(cost_target=target)]
+        )
+        run.fit(lit, loader())
+        ends.append(lit.state_dict())
+    assert same(*ends)
+
+
 def test_float_layers_before_the_network_may_be_reduced(tmp_path: Path) -> None:
     """They round, the quantised network behind them does not: what it computes from their values is exported."""
 

@@ -364,6 +364,19 @@ def test_two_networks_need_a_name() -> None:
         trainer(max_epochs=1, callbacks=[QATCallback(network="nett")]).fit(Pair(), loader())
 
 
+@pytest.mark.parametrize("hook", ["setup", "configure_model"])
+def test_a_network_made_late(hook: str) -> None:
+    class Late(L.LightningModule):
+        training_step, loss, configure_optimizers = Lit.training_step, Lit.loss, Lit.configure_optimizers
+        lr, kind = 0.05, torch.optim.Adam
+
+    setattr(Late, hook, lambda self, stage=None: setattr(self, "net", network()))
+    late, soon = Late(), Lit()
+    for lit in (late, soon):
+        trainer(max_epochs=1, callbacks=[QATCallback(delay=2)]).fit(lit, loader())
+    assert same(late.state_dict(), soon.state_dict())
+
+
 def test_a_network_of_layers_built_by_hand() -> None:
     from edgemat.lightning.network import find_network
     from edgemat.nn import QuantLinear

@@ -57,6 +57,50 @@ def test_resuming_gives_the_same_bits(half: int, tmp_path: Path) -> None:
     assert parts[0].state_dict()["costs"][0]["latest"] > 0
 
 
+class Resumable:
+    """A loader that Lightning asks for its position, so that a training may be cut within an epoch."""
+
+    def __init__(self) -> None:
+        self.position = 0
+
+    def __len__(self) -> int:
+        return 4
+
+    def __iter__(self) -> Any:
+        made = list(loader(shuffle=False))
+        while self.position < len(made):
+            self.position += 1
+            yield made[self.position - 1]
+        self.position = 0
+
+    def state_dict(self) -> dict[str, int]:
+        return {"position": self.position}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.position = state["position"]
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_resuming_within_an_epoch_gives_the_same_bits(accumulate: int, tmp_path: Path) -> None:
+    def run(steps: int, ckpt: Path | None = None) -> tuple[Lit, QATCallback]:
+        lit, callback = (
+            Lit(network(LEARNED, calibrated=ckpt is None)),
+            QATCallback(**OPTIONS | {"freeze_batch_norm": 7}),
+        )
+        saver = ModelCheckpoint(tmp_path, filename="at-{step}", every_n_train_steps=1, save_top_k=-1)
+        options: dict[str, Any] = {"max_epochs": 6, "max_steps": steps, "accumulate_grad_batches": accumulate}
+        made = trainer(enable_checkpointing=True, callbacks=[callback, saver], **options)
+        made.fit(lit, Resumable(), ckpt_path=ckpt)
+        return lit, callback
+
+    cut, total = (6, 10) if accumulate == 1 else (3, 8)
+    run(cut)
+    resumed = run(total, tmp_path / f"at-step={cut}.ckpt")
+    straight = run(total)
+    assert same(resumed[0].state_dict(), straight[0].state_dict())
+    assert same(resumed[1].state_dict(), straight[1].state_dict())
+
+
 def test_a_checkpoint_loads_with_weights_only(tmp_path: Path) -> None:
     _, callbacks, checkpoint = fit(2, tmp_path)
     state = torch.load(checkpoint, weights_only=True)["callbacks"]
