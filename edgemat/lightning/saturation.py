@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from edgemat.formats import Fixed
 from edgemat.lightning.network import Arguments, quantizers
 from edgemat.nn.quantizer import FixedQuantizer
-from edgemat.nn.rounding import power_of_two, round_doubled_
+from edgemat.nn.rounding import Grid, open_interval, power_of_two, round_doubled_
 
 
 def count_saturated(x: Tensor, fmt: Fixed, axis: int = 1) -> tuple[int, int]:
@@ -27,6 +27,10 @@ def count_saturated(x: Tensor, fmt: Fixed, axis: int = 1) -> tuple[int, int]:
     """
     if fmt.bipolar or x.numel() == 0:
         return 0, 0
+    x = x.detach() if x.dtype in (torch.float32, torch.float64) else x.detach().float()
+    if not fmt.per_channel:
+        bottom, top = open_interval(Grid.of(fmt), fmt.fracs[0], False, x.dtype == torch.float64)
+        return int(((x <= bottom) | (x >= top)).sum()), x.numel()
     lows, highs = fmt.channel_rails()
     low, high = (torch.from_numpy(rail).to(x.device, torch.float64) for rail in (lows, highs))
     fracs = torch.tensor(fmt.fracs, device=x.device)
@@ -39,7 +43,7 @@ def count_saturated(x: Tensor, fmt: Fixed, axis: int = 1) -> tuple[int, int]:
         shape[axis] = -1
         return values.view(shape)
 
-    wide = round_doubled_(x.detach().double() * laid(power_of_two(fracs + 1, torch.float64)), fmt.rounding)
+    wide = round_doubled_(x.double() * laid(power_of_two(fracs + 1, torch.float64)), fmt.rounding)
     beyond = ((wide < laid(low)) | (wide > laid(high))) & laid(live)
     return int(beyond.sum()), int(laid(live).expand(x.shape).sum())
 

@@ -138,7 +138,10 @@ def test_saturation_is_where_a_wider_format_differs(rounding: str, overflow: str
     codes = formats.quantize(x, wide)
     low, high = fmt.rails
     beyond = int(((codes < low) | (codes > high)).sum())
-    assert count_saturated(torch.from_numpy(x).float(), fmt) == (beyond, 160)
+    for values in (torch.from_numpy(x).float(), torch.from_numpy(x), torch.from_numpy(x).bfloat16()):
+        assert count_saturated(values, fmt) == (beyond, 160)
+    channels = Fixed(4, (2, 2), signed, rounding, overflow)  # another path
+    assert count_saturated(torch.from_numpy(x).view(80, 2), channels) == (beyond, 160)
     assert 0 < beyond < 160
 
 
