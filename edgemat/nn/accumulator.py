@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from edgemat.errors import FormatError
 from edgemat.formats import Fixed
@@ -41,8 +42,8 @@ if TYPE_CHECKING:
 
 BOUNDS = ("a2q", "a2q+")
 _CANDIDATES = 8
-_MARGIN = 1.0 - 2.0**-22
-"""More than float32 loses in scaling a weight; `cap + 0.5` codes times this stay below ``cap + 1`` for every cap."""
+_MARGIN = 1.0 - 2.0**-20
+"""More than float32 loses in scaling a weight (six times 2**-24); for caps of less than 2**19 it costs no code."""
 
 
 @dataclass(frozen=True)
@@ -98,10 +99,10 @@ class Sum:
 
 def row_norms(weight: Tensor, axis: int, centred: bool) -> Tensor:
     """``||w||_1`` of each output, or, zero-centred, ``2 * max(S+, S-)``; float64 ``[outputs]``."""
-    rows = weight.movedim(axis, 0).flatten(1).double()
-    if not centred:
-        return rows.abs().sum(1)
-    return 2.0 * torch.maximum(rows.clamp_min(0.0).sum(1), (-rows).clamp_min(0.0).sum(1))
+    rows = weight.movedim(axis, 0).flatten(1)
+    total = rows.abs().sum(1, dtype=torch.float64)
+    # S+ and S- are (total + sum) / 2 and (total - sum) / 2.
+    return total + rows.sum(1, dtype=torch.float64).abs() if centred else total
 
 
 def project_onto_ball(rows: Tensor, radius: Tensor, centred: bool = False) -> Tensor:
@@ -190,8 +191,12 @@ class AccumulatorQuantizer(FixedQuantizer):
                 return weight
             self.start(weight)
         norms = row_norms(weight, self.axis, self.centred)
-        scale = torch.exp2(self.log2_norm.double()) / norms.clamp_min(1e-300)
+        scale = self.norms() / norms.clamp_min(1e-300)
         return weight * self.along(torch.where(norms > 0.0, scale, 0.0).to(weight.dtype), weight)
+
+    def norms(self) -> Tensor:
+        """g of each output, float64."""
+        return torch.exp2(self.log2_norm.double().clamp(-EXPONENT_LIMIT, EXPONENT_LIMIT))
 
     @torch.no_grad()
     def start(self, weight: Tensor) -> None:
@@ -295,29 +300,42 @@ def limit(layer: WeightedLayer, quantizer: AccumulatorQuantizer, weight: Tensor,
         bias: Folded bias, float64, or None.
     """
     goal = sum_of(layer, quantizer)
-    norms = row_norms(weight, quantizer.axis, quantizer.centred).clamp_min(1e-300)
+    norms = _folded_norms(layer, quantizer, weight)
     one = torch.ones_like(norms)
     if not quantizer.ready:
         return Limit(one, one, _constant(layer, bias))
     points = _exponents(quantizer).expand(norms.shape)
-    codes = norms * torch.exp2(points)
+    steps = torch.exp2(points)
+    codes = norms * steps
     source = layer.known_source()
     if bias is None or not source.ready:
         shrink = (goal.caps(None) / codes).clamp_max(1.0)
         return Limit(shrink, shrink, _constant(layer, bias))
-    unit = torch.exp2(points + source.exponent())
+    unit = steps * 2.0 ** source.exponent()
     top = float(goal.bias_limit)
-    offset = (_constant(layer, bias) * unit).clamp(-top, top)
-    slope = (bias - _constant(layer, bias)) * unit if layer.norm is not None else torch.zeros_like(norms)
-    shrink = one
-    for side in (1.0, -1.0):
-        rise = codes * goal.factor + side * slope
-        shrink = torch.where(
-            rise > 0.0, torch.minimum(shrink, (goal.room - 1 - side * offset) / rise.clamp_min(1e-300)), shrink
-        )
+    constant = _constant(layer, bias)
+    assert constant is not None
+    offset = (constant * unit).clamp(-top, top)
+    load = codes * goal.factor
+    slope: Tensor | float = 0.0
+    if layer.norm is None:
+        shrink = ((goal.room - 1 - offset.abs()) / load).clamp_max(1.0)
+    else:
+        slope = (bias - constant) * unit
+        # Where a side does not rise with k, any k will do: the quotient by a tiny number is more than 1.
+        sides = (((goal.room - 1 - s * offset) / (load + s * slope).clamp_min(1e-300)) for s in (1.0, -1.0))
+        shrink = torch.minimum(*sides).clamp_max(1.0)
     rounded = layer.rounded_bias((offset + shrink * slope) / unit)
     exact = torch.ldexp(rounded.detach(), layer.accumulator_exponents()).expand(norms.shape)
     return Limit((goal.caps(exact) / codes).clamp_max(1.0), shrink, offset / unit)
+
+
+def _folded_norms(layer: WeightedLayer, quantizer: AccumulatorQuantizer, weight: Tensor) -> Tensor:
+    """`row_norms` of the folded weights, positive: from what `AccumulatorQuantizer.real` made them, where it did."""
+    if not bool(quantizer.started):
+        return row_norms(weight, quantizer.axis, quantizer.centred).clamp_min(1e-300)
+    norms, scale = quantizer.norms(), layer.folding_scale()
+    return norms if scale is None else (norms * scale.abs()).clamp_min(1e-300)
 
 
 def _constant(layer: WeightedLayer, bias: Tensor | None) -> Tensor | None:
@@ -349,15 +367,21 @@ def limited_batch_statistics(
 ) -> Tensor:
     """The layer and its batch norm with the batch's statistics, as large as the deployed layer's result will be.
 
+    ``beta + k * (y - beta)`` of the batch norm's y is the batch norm of scale ``k * gamma`` and offset beta.
+
     Args:
         layer: The layer, a batch norm folded into it.
         quantizer: Its weights' quantiser.
         x: Input, float32.
         norm: The batch norm.
     """
+    from edgemat.nn.batch_norm import count_batch
+
     real = layer.real_weight()
     if quantizer.observing:
-        return norm.normalize(layer.apply_weight(x, real.float(), layer.bias))
+        y = layer.apply_weight(x, real.float(), layer.bias)
+        ahead = layer.next_quantizer if layer.quantizes_ahead else None
+        return norm.normalize(y) if ahead is None else norm.normalize_quantized(y, ahead)
     weight, bias = layer.folded(real)
     if not quantizer.ready:
         sum_of(layer, quantizer)
@@ -367,14 +391,14 @@ def limited_batch_statistics(
     assert scale is not None and bias is not None and found.offset is not None
     factor = (found.weights * scale).detach().float()
     factor = torch.where(factor == 0.0, 1.0, factor)
-    y = norm.normalize(layer.apply_weight(x, quantizer.folded(real, factor).float(), layer.bias))
-    beta = _constant(layer, bias)
-    assert beta is not None
-    if bool((found.weights == 1.0).all()) and torch.equal(found.offset, beta):
-        return y
-    shape = [1, -1] + [1] * (y.dim() - 2)
-    shift = (found.offset - found.weights * beta).float().view(shape)
-    return torch.addcmul(shift, y, found.weights.float().view(shape))
+    y = layer.apply_weight(x, quantizer.folded(real, factor).float(), layer.bias)
+    gamma = found.weights.float() if norm.weight is None else (found.weights * norm.weight.double()).float()
+    beta, momentum = found.offset.float(), count_batch(norm, y)
+    if layer.quantizes_ahead:
+        assert layer.next_quantizer is not None
+        running = norm.running_mean, norm.running_var, momentum, norm.eps
+        return layer.next_quantizer.normalized(y, gamma, beta, *running)
+    return functional.batch_norm(y, norm.running_mean, norm.running_var, gamma, beta, True, momentum, norm.eps)
 
 
 @torch.no_grad()
@@ -422,7 +446,7 @@ def accumulator_penalty(module: nn.Module) -> Tensor:
         if isinstance(layer, WeightedLayer) and isinstance(quantizer, AccumulatorQuantizer) and quantizer.ready:
             goal = sum_of(layer, quantizer)
             weight, bias = layer.folded()
-            norms = row_norms(weight, quantizer.axis, quantizer.centred).clamp_min(1e-300)
+            norms = _folded_norms(layer, quantizer, weight)
             code = None
             if bias is not None and layer.known_source().ready:
                 with torch.no_grad():

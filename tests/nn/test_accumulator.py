@@ -152,7 +152,7 @@ def test_caps_are_exact_at_every_quotient() -> None:
         bias = int(generator.integers(0, total.room + 1))
         cap = float(total.caps(torch.tensor([bias], dtype=torch.float64))[0])
         exact = (total.room - bias) // high
-        assert exact - exact * 2.0**-21 <= cap < exact + 1
+        assert exact - exact * 2.0**-19 <= cap < exact + 1
 
 
 def test_projection_is_the_nearest_point() -> None:
@@ -246,12 +246,12 @@ def test_penalty_brings_norms_back() -> None:
     )
     assert float(edgemat.accumulator_penalty(nn.Linear(2, 2))) == 0.0
     edgemat.calibrate(q, [torch.randn(8, 32)])
-    assert float(edgemat.accumulator_penalty(q)) < 1e-3
+    assert float(edgemat.accumulator_penalty(q).detach()) < 1e-3
     quantizer = next(m for m in q.modules() if isinstance(m, AccumulatorQuantizer))
     with torch.no_grad():
         quantizer.log2_norm.add_(3.0)
     before = edgemat.accumulator_penalty(q)
-    assert float(before) == pytest.approx(4 * 3.0, rel=0.2)
+    assert float(before.detach()) == pytest.approx(4 * 3.0, rel=0.2)
     before.backward()
     assert torch.allclose(quantizer.log2_norm.grad, torch.ones(4))
 
@@ -268,6 +268,23 @@ def test_gradients_reach_everything_learned() -> None:
     q(x).square().sum().backward()
     for name, parameter in q.named_parameters():
         assert parameter.grad is not None and float(parameter.grad.abs().sum()) > 0, name
+
+
+def test_a_row_of_zeros_and_wild_norms_stay_finite() -> None:
+    torch.manual_seed(0)
+    layer = QuantLinear(8, 3, weights=spec(12, "a2q+"), input="fixed<5,2>")
+    with torch.no_grad():
+        layer.weight[1] = 0.0
+    x = torch.randn(16, 8)
+    edgemat.calibrate(layer, [x])
+    layer.train()
+    for norm in (0.0, 500.0, -500.0):
+        with torch.no_grad():
+            layer.weight_quantizer.log2_norm.fill_(norm)
+        layer.zero_grad()
+        layer(x).square().sum().backward()
+        assert all(bool(p.grad.isfinite().all()) for p in layer.parameters() if p.grad is not None)
+        assert holds(layer, 12)
 
 
 def test_float_checkpoints_load_and_own_ones_resume() -> None:
