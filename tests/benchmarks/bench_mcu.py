@@ -1,13 +1,15 @@
 """Instructions of the generated portable C on emulated Cortex-M4 and RV32IMC.
 
-``python tests/benchmarks/bench_mcu.py`` prints the table. The layers are those of the published CMSIS-NN measurements
-in the documentation; instructions are counted in the emulator over one call of the run function, everything included.
-They are instructions, not cycles.
+``python tests/benchmarks/bench_mcu.py`` prints the table; ``--khot`` the one of weights that are sums of 1, 2 and 3
+signed powers of two, multiplied by shifts and additions, against the same layers with products. The layers are those
+of the published CMSIS-NN measurements in the documentation; instructions are counted in the emulator over one call of
+the run function, everything included. They are instructions, not cycles.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +20,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from edgemat.op import Tensor
 from edgemat.ops import BY_NAME
 from edgemat.ops.cases import constant, random_codes, tensor
-from edgemat.targets.mcu.emulator import MACHINES, emulate, missing
+from edgemat.signed_digits import project
+from edgemat.targets.mcu.emulator import MACHINES, WITHOUT_MULTIPLIER, emulate, missing
 from edgemat.targets.mcu.sample import sample_codes
 from tests.mcu.case_graphs import CaseGraph
 
@@ -35,11 +38,16 @@ class Layer:
     macs: int
 
 
-def layers() -> list[Layer]:
-    """The layers of the table, int8 in, int8 weights, requantised to int8 (RND, SAT)."""
-    made = [_layer("FC 640->128", "Linear", (640,), (128, 640), {}, 640 * 128)]
-    same = {"strides": (1, 1), "pads": (1, 1, 1, 1), "dilations": (1, 1)}
-    point = {"strides": (1, 1), "pads": (0, 0, 0, 0), "dilations": (1, 1)}
+def layers(khot: int | None = None) -> list[Layer]:
+    """The layers of the table, int8 in, int8 weights, requantised to int8 (RND, SAT).
+
+    Args:
+        khot: Largest number of signed powers of two of a weight; None for any weights.
+    """
+    stated = {} if khot is None else {"khot": khot}
+    made = [_layer("FC 640->128", "Linear", (640,), (128, 640), stated, 640 * 128)]
+    same = {"strides": (1, 1), "pads": (1, 1, 1, 1), "dilations": (1, 1), **stated}
+    point = {"strides": (1, 1), "pads": (0, 0, 0, 0), "dilations": (1, 1), **stated}
     made.append(_layer("conv 3x3 16->16, 32x32", "Conv", (16, 32, 32), (16, 16, 3, 3), same, 9 * 256 * 1024))
     made.append(_layer("pointwise 64->64, 25x5", "Conv", (64, 25, 5), (64, 64, 1, 1), point, 64 * 64 * 125))
     depthwise = {**same, "groups": 64}
@@ -50,7 +58,10 @@ def layers() -> list[Layer]:
 def _layer(name: str, op: str, x: tuple[int, ...], w: tuple[int, ...], attrs: dict, macs: int) -> Layer:
     graph = CaseGraph("bench")
     data: Tensor = graph.add_input(tensor("fixed<8,3>", (None, *x), "x"))
-    weight, codes = constant("fixed<8,1>", random_codes("fixed<8,1>", w, 1))
+    codes = random_codes("fixed<8,1>", w, 1)
+    if "khot" in attrs:
+        codes = project(codes.astype(np.float64), -128, 127, attrs["khot"])
+    weight, codes = constant("fixed<8,1>", codes)
     b_format = "fixed<24,12>"
     bias, bias_codes = constant(b_format, np.arange(w[0]) * 7 - 50, "b")
     attrs = {**attrs, "w_format": "fixed<8,1>", "requantize": "fixed<8,5,RND,SAT>"}
@@ -69,12 +80,26 @@ def measure(layer: Layer, machine: str, optimize: str = "2") -> int:
     return run.instructions
 
 
-def main() -> int:
+def shift_add_table() -> None:
+    """Instructions per weight and input: products against shifts and additions."""
+    kinds = (None, 1, 2, 3)
+    print(f"{'layer':26}{'machine':>12}" + "".join(f"{'product' if k is None else f'khot={k}':>12}" for k in kinds))
+    for rows in zip(*(layers(k) for k in kinds), strict=True):
+        for machine in (*MACHINES, WITHOUT_MULTIPLIER):
+            counts = [measure(row, machine) / row.macs for row in rows]
+            print(f"{rows[0].name:26}{machine:>12}" + "".join(f"{count:>12.2f}" for count in counts))
+    print("instructions per weight and input; emulated, not cycles; every code equal to the reference's")
+
+
+def main(arguments: Sequence[str] = ()) -> int:
     """Print the table."""
     reason = missing()
     if reason is not None:
         print(reason)
         return 1
+    if "--khot" in arguments:
+        shift_add_table()
+        return 0
     print(f"{'layer':26}{'MACs':>10}" + "".join(f"{machine:>24}" for machine in MACHINES) + f"{'CMSIS-NN, M4':>16}")
     for layer in layers():
         row = f"{layer.name:26}{layer.macs:>10,}"
@@ -87,4 +112,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -27,8 +27,12 @@ from edgemat.targets.mcu.library import Project, write_files
 _TARGETS = {
     "cortex-m4": ("-target", "thumb-freestanding-eabi", "-mcpu=cortex_m4"),
     "rv32imc": ("-target", "riscv32-freestanding-none", "-mcpu=generic_rv32+m+c"),
+    "rv32ic": ("-target", "riscv32-freestanding-none", "-mcpu=generic_rv32+c-m"),
 }
-MACHINES = tuple(_TARGETS)
+MACHINES = ("cortex-m4", "rv32imc")
+"""Machines that `verify` and the tests run on."""
+WITHOUT_MULTIPLIER = "rv32ic"
+"""The same RISC-V code without the M extension: products become calls of a routine."""
 _FLAGS = (
     "-nostartfiles", "-fno-strict-aliasing", "-fno-sanitize=undefined", "-fno-unroll-loops", "-fno-vectorize", "-g0"
 )  # fmt: skip
@@ -71,7 +75,7 @@ def emulate(
     Args:
         graph: A `Graph` of `edgemat.lower.reader`, or a `Project`.
         codes: int64 codes ``[N, *shape]`` of every input, by code-tensor name.
-        machine: One of `MACHINES`.
+        machine: One of `MACHINES`, or `WITHOUT_MULTIPLIER`.
         trace: Return every tensor, not only the outputs.
         count: Count the instructions of the first sample.
         optimize: What follows ``-O``.

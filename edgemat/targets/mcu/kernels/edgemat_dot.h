@@ -13,6 +13,10 @@ typedef struct em_walk {
 } em_walk;
 #endif
 
+/* Sums by shifts and additions need the registers that unrolling would take. */
+#define EM_BY_FOUR(length) (EM_DIGITS > 0 ? 0 : (length) >> 2)
+#define EM_REST(length) (EM_DIGITS > 0 ? (length) : (length) & 3)
+
 #define EM_MEET(value, at)                                     \
     do {                                                       \
         const EM_ACC em_value = (EM_ACC)(value);               \
@@ -30,13 +34,13 @@ static EM_NOINLINE void EM_PASTE(EM_FUNCTION, _dot4)(EM_SUM* sums, const EM_X* x
     EM_SUM a2 = sums[2];
     EM_SUM a3 = sums[3];
     for (int32_t runs = walk->runs; runs > 0; --runs) {
-        for (int32_t i = walk->length >> 2; i > 0; --i, x += 4, w += 16) {
+        for (int32_t i = EM_BY_FOUR(walk->length); i > 0; --i, x += 4, w += 16) {
             EM_MEET(x[0], 0);
             EM_MEET(x[1], 4);
             EM_MEET(x[2], 8);
             EM_MEET(x[3], 12);
         }
-        for (int32_t i = walk->length & 3; i > 0; --i, x += 1, w += 4) {
+        for (int32_t i = EM_REST(walk->length); i > 0; --i, x += 1, w += 4) {
             EM_MEET(x[0], 0);
         }
         x += walk->x_skip;
@@ -52,13 +56,13 @@ static EM_NOINLINE void EM_PASTE(EM_FUNCTION, _dot4)(EM_SUM* sums, const EM_X* x
 static EM_NOINLINE EM_SUM EM_PASTE(EM_FUNCTION, _dot1)(EM_SUM a, const EM_X* x, const EM_W* w,
                                                        const em_walk* walk) {
     for (int32_t runs = walk->runs; runs > 0; --runs) {
-        for (int32_t i = walk->length >> 2; i > 0; --i, x += 4, w += 4) {
+        for (int32_t i = EM_BY_FOUR(walk->length); i > 0; --i, x += 4, w += 4) {
             a = (EM_SUM)(a + EM_PRODUCT(x[0], w[0]));
             a = (EM_SUM)(a + EM_PRODUCT(x[1], w[1]));
             a = (EM_SUM)(a + EM_PRODUCT(x[2], w[2]));
             a = (EM_SUM)(a + EM_PRODUCT(x[3], w[3]));
         }
-        for (int32_t i = walk->length & 3; i > 0; --i, ++x, ++w) {
+        for (int32_t i = EM_REST(walk->length); i > 0; --i, ++x, ++w) {
             a = (EM_SUM)(a + EM_PRODUCT(*x, *w));
         }
         x += walk->x_skip;
@@ -67,6 +71,8 @@ static EM_NOINLINE EM_SUM EM_PASTE(EM_FUNCTION, _dot1)(EM_SUM a, const EM_X* x, 
     return a;
 }
 #undef EM_MEET
+#undef EM_BY_FOUR
+#undef EM_REST
 
 /* Output channels first .. first+count-1 of one position, whose inputs are `rows` walks, x_row and w_row
  * apart: blocks of four rows, where two or three are left one more block of the last four, where one is left
