@@ -207,6 +207,8 @@ def fit_weights(module: nn.Module, method: str = "minmax") -> None:
             if part.limiter is not None:
                 sum_of(part, part.limiter)
             _fit(part.weight_quantizer, part.folded()[0], method)
+            if part.bias_quantizer is not None:
+                part.bias_quantizer.fit(part.folded()[1])
         elif isinstance(part, QuantBatchNorm):
             assert part.running_mean is not None and part.running_var is not None
             _fit(part.weight_quantizer, part.real_affine(part.running_mean, part.running_var)[0].float(), method)

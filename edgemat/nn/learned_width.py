@@ -65,6 +65,10 @@ class Groups:
         else:
             self.shape = tuple(shape[d] if d == axis else 1 for d in dims)
 
+    def highest(self, values: Tensor) -> Tensor:
+        """Largest value of each output channel, dimensions kept."""
+        return values.amax(self.row_axes, keepdim=True) if self.row_axes else values
+
     def spread(self, values: Tensor) -> Tensor:
         """Entries laid along the weights: a tensor that broadcasts against them."""
         if not self.size:
@@ -231,7 +235,7 @@ class LearnedWidthQuantizer(FixedQuantizer):
 
     def _ceiling(self, w: Tensor) -> Tensor:
         """The finest fractional bits of each channel, int32, dimensions kept: its largest weight fills the width."""
-        top = w.abs().amax(self.groups.row_axes, keepdim=True) if w.numel() else w.new_zeros([1] * w.dim())
+        top = self.groups.highest(w.abs()) if w.numel() else w.new_zeros([1] * w.dim())
         bits = torch.frexp(top).exponent
         return (self.grid.width - 1 - bits).clamp_(-POINT_LIMIT, POINT_LIMIT)
 
@@ -264,7 +268,7 @@ class LearnedWidthQuantizer(FixedQuantizer):
         """The coarsest grid of each channel that still holds its codes; a channel of zeros takes the others' finest."""
         magnitude = codes.abs()
         lowest = torch.where(magnitude > 0, magnitude & -magnitude, 1 << 62)
-        lowest = lowest.amin(self.groups.row_axes, keepdim=True)
+        lowest = -self.groups.highest(-lowest)
         spare = (torch.frexp(lowest.double()).exponent - 1).to(torch.int32)
         alive = spare < 62
         points = ceiling - spare

@@ -30,7 +30,7 @@ from edgemat.nn.batch_norm import BatchNorm, folded_scale
 from edgemat.nn.emission import emit, exporting
 from edgemat.nn.layer import FLOAT32_EXACT, Link, QuantLayer, exact_arithmetic
 from edgemat.nn.quantizer import FixedQuantizer
-from edgemat.nn.quantizers import weight_quantizer, weight_spec
+from edgemat.nn.quantizers import bias_quantizer, weight_quantizer, weight_spec
 from edgemat.nn.rounding import Grid, QuantizeChannels
 from edgemat.nn.weights import folded_weight, layer_parameters
 from edgemat.recipe import WeightSpec
@@ -77,6 +77,7 @@ class WeightedLayer(QuantLayer):
         grouped = self.out_axis == 1 and outputs != shape[1]
         label = f"a {type(self).__name__}"
         self.weight_quantizer = weight_quantizer(spec, shape, None if grouped else outputs, self.out_axis, label)
+        self.bias_quantizer = bias_quantizer(spec, outputs) if bias else None
         self.outputs = outputs
         self.bias_grid = Grid.of(Fixed(width, 0))
         self.final = False
@@ -95,6 +96,7 @@ class WeightedLayer(QuantLayer):
     # -- batch norm -----------------------------------------------------------------------------------------------
     def fold(self, norm: BatchNorm) -> None:
         """Folds a batch norm (registered elsewhere) into this layer."""
+        self.bias_quantizer = None  # with batch statistics the bias is not rounded in training: no width to learn
         self._norm = Link(norm)
 
     @property
@@ -155,7 +157,9 @@ class WeightedLayer(QuantLayer):
         return weight, None if bias is None else self.rounded_bias(bias)
 
     def rounded_bias(self, bias: Tensor) -> Tensor:
-        """A bias on the accumulator's grid, float64."""
+        """A bias on the accumulator's grid, float64; coarser where its own width is learned."""
+        if self.bias_quantizer is not None:
+            bias = self.bias_quantizer(bias.float()).double()
         exponents = self.accumulator_exponents().expand(self.outputs)
         points = self.weight_quantizer.frac.detach()
         return QuantizeChannels.apply(bias, points, self.bias_grid, exponents, 0, False, None).double()
@@ -200,8 +204,6 @@ class WeightedLayer(QuantLayer):
     def quantizes_ahead(self) -> bool:
         """Whether batch norm with batch statistics and the next quantiser run in one pass here."""
         norm, quantizer = self.norm, self.next_quantizer
-        if self.limiter is not None:
-            return False
         return norm is not None and norm.uses_batch_statistics and quantizer is not None and quantizer.takes_affine
 
     def _exact(self, x: Tensor) -> Tensor:

@@ -63,6 +63,13 @@ def weight_quantizer(
     return FixedQuantizer(spec.format, channels=outputs if learned else None, axis=axis, role="weights")
 
 
+def bias_quantizer(spec: WeightSpec, outputs: int) -> LearnedWidthQuantizer | None:
+    """The quantiser that coarsens each bias where the weights learn their widths; None where they do not."""
+    if not spec.learn_width:
+        return None
+    return LearnedWidthQuantizer(Fixed(max(spec.format.width, 8)), (outputs,), outputs, 0, "weight")
+
+
 def activation_quantizer(
     spec: ActivationSpec, channels: int | None, relu: bool = False, role: str = "requantize"
 ) -> FixedQuantizer:

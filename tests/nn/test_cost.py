@@ -72,7 +72,7 @@ def test_flash_and_multiplications_are_those_of_the_c_project(tmp_path):
     assert edgemat.cost(q, "mcu").item() == table.total
     assert found.target.totals["arena_bytes"] == table.rows[1][-1]  # the others read the input or write the output
     macs = {node.name: node.additions for node in found.nodes}
-    assert {row[0]: row[5 - 1] for row in table.rows} == {name: macs[name] for name in ("first", "second", "dense")}
+    assert {row[0]: row[5] for row in table.rows} == {name: macs[name] for name in ("first", "second", "dense")}
 
 
 def test_luts_of_a_network_counted_by_hand():
@@ -235,7 +235,7 @@ def test_a_network_of_fixed_widths_has_no_target():
 
 
 def test_a_front_keeps_what_nothing_beats(tmp_path):
-    q, x, _ = small()
+    q, _, _ = small()
     front = edgemat.Front(tmp_path / "front")
     offers = [
         (0.8, 100, True),

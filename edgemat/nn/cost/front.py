@@ -89,7 +89,7 @@ class Front:
         Raises:
             FormatError: if accuracy or cost is NaN.
         """
-        accuracy, cost = float(accuracy), float(cost)
+        accuracy, cost = (float(v.detach()) if isinstance(v, Tensor) else float(v) for v in (accuracy, cost))
         if accuracy != accuracy or cost != cost:
             raise FormatError(f"Front: accuracy {accuracy} and cost {cost} were offered, expected numbers")
         if any(point.dominates(accuracy, cost) for point in self._points):

@@ -4,16 +4,17 @@
 activation, the bits of the one times the bits of the other, for one sample. A weight's bits are those between its
 highest and lowest one (`edgemat.ops.bit_operations`), an activation's are its format's, sign included. `inspect`
 counts the same from the file's codes; it adds element-wise products and sums, and may count fewer bits where it proves
-that a channel cannot fill its format.
+that a channel cannot fill its format. Biases are not counted; the gradient lets each of their bits weigh one operation,
+as HGQ2 counts them, so that they learn their widths, too.
 
 ``lut``: look-up tables of a design in which each weight is a constant of its own (HLS ``io="parallel"``): every nonzero
 signed digit of a weight is an operand of an adder tree, and an adder takes a table for each bit of its operand and one
 for the carry (a CLB of UltraScale+ makes one sum bit with one LUT and its carry chain, AMD UG574); every bit of a
-layer's output takes a table to round and one to saturate. No DSP block is counted, because constants of a few digits
-use none; control, registers, routing and sharing between outputs are not modelled. Error: not calibrated against
-synthesis. HGQ's authors find LUT + 55 DSP "roughly" equal to EBOPs after place and route, and distributed arithmetic,
-which shares sub-sums, up to 30 % fewer tables (hls4ml's documentation); this model counts no sharing. Use it to compare
-networks.
+layer's output takes a table to round and one to saturate, every bit of a bias of learned width one to add it. No DSP
+block is counted, because constants of a few digits use none; control, registers, routing and sharing between outputs
+are not modelled. Error: not calibrated against synthesis. HGQ's authors find LUT + 55 DSP "roughly" equal to EBOPs
+after place and route, and distributed arithmetic, which shares sub-sums, up to 30 % fewer tables (hls4ml's
+documentation); this model counts no sharing. Use it to compare networks.
 
 ``mcu``: bytes of flash that the C library's constants take: for each layer the smallest of 1, 2 and 4 bytes that holds
 all its codes, and 4 bytes for each bias; shifts, tables of activation functions and the padding of kernels that take
@@ -126,6 +127,8 @@ def _mean(total: Tensor, count: int) -> float:
 def _ebops(part: Product) -> tuple[Tensor, tuple[Any, ...]]:
     bits = part.bits()
     value = part.places * (part.by_input(bits) * part.operand).sum()
+    biases = part.places * part.bias_bits()
+    value = value + (biases - biases.detach())
     if torch.is_grad_enabled():
         return value, ()
     pruned = int((part.codes == 0).sum().item())
@@ -143,6 +146,7 @@ def _lut(part: Product) -> tuple[Tensor, tuple[Any, ...]]:
     digits = part.digits()
     value = (part.by_input(digits) * (part.operand + (part.operand.detach() > 0))).sum()
     behind, outputs = part.layer.next_quantizer, _outputs(part)
+    value = value + part.bias_bits()
     if behind is not None:
         bits = source_bits(behind)
         value = value + 2.0 * (bits.sum() if bits.dim() else bits * outputs)

@@ -49,6 +49,11 @@ class Product:
         quantizer = self.layer.weight_quantizer
         return quantizer.digits() if isinstance(quantizer, LearnedWidthQuantizer) else signed_digits(self.codes)
 
+    def bias_bits(self) -> Tensor:
+        """Bits of all biases of learned width; 0 where there are none."""
+        quantizer = getattr(self.layer, "bias_quantizer", None)
+        return quantizer.bits().sum() if quantizer is not None else torch.zeros(())
+
     def by_input(self, values: Tensor) -> Tensor:
         """Sums a tensor of the weights' shape over all weights that multiply the same input: ``[inputs]``."""
         layer = self.layer
