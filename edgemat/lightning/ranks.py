@@ -102,12 +102,14 @@ def unite(trainer: Trainer, observed: dict[str, Statistics]) -> None:
     """Makes each process's statistics those of all processes' values, in place."""
     if trainer.world_size == 1 or not observed:
         return
-    mine = [(part.low, part.high, part.sample) for part in observed.values()]
+    mine = [(part.low, part.high, part.lows, part.highs, part.sample) for part in observed.values()]
     gathered: list[Any] = [None] * trainer.world_size
     torch.distributed.all_gather_object(gathered, mine)
     for part, shared in zip(observed.values(), zip(*gathered, strict=True), strict=True):
-        part.low, part.high = min(low for low, _, _ in shared), max(high for _, high, _ in shared)
-        part.sample = [values for _, _, sample in shared for values in sample]
+        lows, highs, channel_lows, channel_highs, samples = zip(*shared, strict=True)
+        part.low, part.high = min(lows), max(highs)
+        part.lows, part.highs = torch.stack(channel_lows).amin(0), torch.stack(channel_highs).amax(0)
+        part.sample = [values for sample in samples for values in sample]
 
 
 def total(trainer: Trainer, counts: Tensor) -> Tensor:
