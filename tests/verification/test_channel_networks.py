@@ -32,7 +32,7 @@ def spread(module: nn.Module, seed: int) -> int:
     return len(found)
 
 
-@pytest.mark.parametrize(("backend", "seeds"), [("onnx", SEEDS), ("mcu", SEEDS[::4]), ("hls", SEEDS[1::6])])
+@pytest.mark.parametrize(("backend", "seeds"), [("onnx", SEEDS[::2]), ("mcu", SEEDS[1::6]), ("hls", SEEDS[3:4])])
 def test_random_networks_by_channel(tmp_path, backend, seeds):
     usable = () if rooms.make(backend, None).missing() else (backend,)
     pruned = narrowed = 0
