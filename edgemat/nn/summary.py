@@ -195,7 +195,10 @@ def _constraint(quantizer: FixedQuantizer) -> str:
     if isinstance(quantizer, AccumulatorQuantizer):
         return f"{quantizer.bits}-bit accumulator ({quantizer.bound})"
     if isinstance(quantizer, LearnedWidthQuantizer):
-        return "width learned"
+        if not quantizer.has_codes:
+            return "width learned"
+        pruned = float((quantizer.codes_now() == 0).float().mean())
+        return f"width learned: mean {float(quantizer.bits().detach().mean()):.2f} bits, {pruned:.0%} pruned"
     return "points from statistics" if isinstance(quantizer, StatisticsQuantizer) else ""
 
 

@@ -78,9 +78,14 @@ def test_formats_and_reasons() -> None:
 
 
 def test_constraints_are_named() -> None:
-    rows = edgemat.summary(quantised(rules={"conv1": {"khot": 2}, "conv2": {"learn_widths": "weights"}})).rows
-    constraints = {row.name: row.constraint for row in rows}
+    q = quantised(rules={"conv1": {"khot": 2}, "conv2": {"learn_widths": "weights"}})
+    constraints = {row.name: row.constraint for row in edgemat.summary(q).rows}
     assert constraints["conv1"] == "2-hot" and constraints["conv2"] == "width learned"
+    edgemat.calibrate(q, [torch.randn(8, 1, 8, 8)])
+    learned = {row.name: row.constraint for row in edgemat.summary(q).rows}["conv2"]
+    quantizer = q.conv2.weight_quantizer
+    pruned = float((quantizer.codes_now() == 0).float().mean())
+    assert learned == f"width learned: mean {float(quantizer.bits().detach().mean()):.2f} bits, {pruned:.0%} pruned"
 
 
 def test_copies_and_files_remember() -> None:
