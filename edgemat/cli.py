@@ -89,11 +89,15 @@ def cli() -> None:
 @click.option("--plan", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="hls: plan by layer (TOML).")
 @click.option("--clock-ns", type=click.FloatRange(min=0, min_open=True), help="hls: clock period.  [default: 5]")
 @click.option("--part", help="hls: device to synthesise for.")
+@click.option(
+    "--products", type=click.Choice(["shift_add", "compiler"]), help="How K-hot weights multiply.  [default: shift_add]"
+)
 def export(model: Path, target: str, output: Path, **options: Any) -> None:
     """Write a target's project for a lowered MODEL."""
     given = {name: value for name, value in options.items() if value is not None}
-    if target == "mcu" and given:
-        name = next(iter(given)).replace("_", "-")
+    foreign = [name for name in given if name != "products"]
+    if target == "mcu" and foreign:
+        name = foreign[0].replace("_", "-")
         raise click.UsageError(f"--{name} belongs to --target hls; --target mcu does not take it.")
     if "reuse" in given and "plan" in given:
         raise click.UsageError("--reuse and --plan exclude each other; write the reuse factors into the plan.")

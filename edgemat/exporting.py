@@ -25,7 +25,8 @@ def export(
         path: A lowered file.
         target: ``hls`` (C++ for Vitis HLS) or ``mcu`` (a C99 library).
         output: Folder to write; an earlier export there is replaced.
-        **options: For ``hls``: io ("parallel" or "stream"), reuse, plan (a TOML file), clock_ns, part, ports.
+        **options: For ``hls``: io ("parallel" or "stream"), reuse, plan (a TOML file), clock_ns, part, ports. For both:
+            products ("shift_add" or "compiler"), how weights of few signed powers of two multiply.
 
     Returns:
         The folder.
@@ -38,11 +39,12 @@ def export(
         raise UnsupportedOpError(f"target is {target!r}, expected one of {', '.join(TARGETS)}")
     graph = path if isinstance(path, Graph) else read(path)
     if target == "mcu":
-        if options:
-            raise UnsupportedOpError(f"option {next(iter(options))!r} is unknown to the target mcu, which takes none")
+        unknown = [key for key in options if key != "products"]
+        if unknown:
+            raise UnsupportedOpError(f"option {unknown[0]!r} is unknown to the target mcu, which takes products alone")
         from edgemat.targets import mcu
 
-        return Path(mcu.export(graph, Path(output)))
+        return Path(mcu.export(graph, Path(output), **options))
     from edgemat.targets import hls
 
     return Path(hls.export(graph, Path(output), **options))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from edgemat.errors import UnsupportedOpError
 from edgemat.op import Call
 from edgemat.ops import OPS
 from edgemat.targets.mcu import emulator, project
@@ -56,3 +57,17 @@ def test_exact_and_cheaper_without_a_multiplier() -> None:
         assert all(np.array_equal(run.codes[name], expected[name]) for name in graph.outputs)
         counts.append(run.instructions)
     assert counts[0] * 2 < counts[1]
+
+
+def test_products_may_be_left_to_the_compiler(tmp_path) -> None:
+    graph = side_by_side("khot", [c for c in khot_cases() if c.op.name == "Linear"][:3])
+    codes = feeds(graph, 6)
+    expected = run_reference(graph, codes)
+    plain = project(graph, "compiler")
+    assert all("EM_DIGITS" not in dict(v.macros) for v in plain.variants)
+    assert "kernels/edgemat_shift_add.h" not in plain.files(example=False)
+    with HostProgram(plain, flags=STRICT, optimize="1") as program:
+        found = program.run(codes)
+    assert all(np.array_equal(found[name], expected[name]) for name in graph.outputs)
+    with pytest.raises(UnsupportedOpError, match="products is 'fast', expected one of shift_add, compiler"):
+        project(graph, "fast")

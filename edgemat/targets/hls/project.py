@@ -272,9 +272,11 @@ def plan_from(
     clock_ns: float | None = None,
     part: str | None = None,
     ports: str | None = None,
+    products: str | None = None,
 ) -> Plan:
     """The plan that options and a plan file give together; options win."""
     given: dict[str, Any] = {"io": io, "reuse": reuse, "clock_ns": clock_ns, "part": part, "ports": ports}
+    given["products"] = products
     given = {key: value for key, value in given.items() if value is not None}
     if isinstance(plan, Plan):
         return Plan(**{**{name: getattr(plan, name) for name in plan.__dataclass_fields__}, **given})

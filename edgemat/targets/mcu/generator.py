@@ -10,12 +10,13 @@ import os
 import shutil
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from edgemat.errors import EdgematError
+from edgemat.errors import EdgematError, UnsupportedOpError
 from edgemat.targets.destination import check_destination
 from edgemat.targets.identifiers import Identifiers, identifier
 from edgemat.targets.layout import NativeTensor, Network, to_native
@@ -38,22 +39,37 @@ from edgemat.targets.mcu.variants import KERNELS, KernelCall, Variant, plan_call
 _LOCALS = ("model", "arena", "results", "samples", "count", "arguments", "differ", "i", "status", "values", "codes")
 
 
-def project(graph: Any) -> Project:
+PRODUCTS = ("shift_add", "compiler")
+
+
+def project(graph: Any, products: str = "shift_add") -> Project:
     """Plan the C library of a lowered graph.
 
+    Args:
+        graph: A `Graph` of `edgemat.lower.reader`.
+        products: How K-hot weights multiply: by shifts and additions, or (``"compiler"``) by ``*`` like all others,
+            which is faster on a core with a multiplier. The integers are the same.
+
     Raises:
-        UnsupportedOpError: an operator has no kernel, or a sum needs more than 64 bits.
+        UnsupportedOpError: an operator has no kernel, a sum needs more than 64 bits, or `products` is unknown.
     """
+    if products not in PRODUCTS:
+        raise UnsupportedOpError(f"products is {products!r}, expected one of {', '.join(PRODUCTS)}")
     network = to_native(graph)
+    if products == "compiler":
+        plain = ({key: value for key, value in step.params.items() if key != "khot"} for step in network.steps)
+        steps = tuple(replace(step, params=params) for step, params in zip(network.steps, plain, strict=True))
+        network = replace(network, steps=steps)
     return _Planner(network, plan_arena(network)).project()
 
 
-def export(graph: Any, output: Path | str) -> Path:
+def export(graph: Any, output: Path | str, products: str = "shift_add") -> Path:
     """Write the C library of a lowered graph; an existing folder of that name is replaced.
 
     Args:
         graph: A `Graph` of `edgemat.lower.reader`.
         output: Folder to write.
+        products: How K-hot weights multiply (`project`).
 
     Returns:
         The folder.
@@ -61,7 +77,7 @@ def export(graph: Any, output: Path | str) -> Path:
     Raises:
         EdgematError: it cannot be written; nothing is left behind.
     """
-    files = project(graph).files()
+    files = project(graph, products).files()
     output = Path(output)
     check_destination(output, "mcu", "model.h")
     try:
