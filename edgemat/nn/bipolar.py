@@ -85,6 +85,10 @@ class BipolarQuantizer(FixedQuantizer):
     def _blank(self) -> Fixed:
         return BIPOLAR
 
+    def exponent(self) -> int:
+        """0: codes are values."""
+        return 0
+
     def forward(self, x: Tensor) -> Tensor:
         """The sign of `x` (any shape), 0 included among the positive; float32 or float64 as given."""
         if exporting():

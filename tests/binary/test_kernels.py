@@ -22,9 +22,9 @@ from tests.hls.test_operators import Mutated
 from tests.mcu.case_graphs import CaseGraph, feeds, side_by_side
 from tests.mcu.test_kernels import mutated
 
-MCU_FILES = {
-    "conv.c", "conv__bipolar.c", "conv__depthwise.c", "conv__xnor.c", "linear.c", "linear__bipolar.c", "linear__xnor.c"
-}  # fmt: skip
+MCU_FILES = {f"{stem}.c" for stem in ("conv", "conv__depthwise", "linear")} | {
+    f"{stem}__{kind}.c" for stem in ("conv", "linear") for kind in ("bipolar", "subsets", "xnor")
+}
 
 
 def fed(graph: CaseGraph, samples: int) -> dict[str, np.ndarray]:

@@ -25,6 +25,8 @@ _INCLUDED = {
     "conv__depthwise.c": ("edgemat_window.h",),
     "linear__xnor.c": ("edgemat_signs.h",),
     "conv__xnor.c": ("edgemat_signs.h", "edgemat_window.h"),
+    "linear__subsets.c": ("edgemat_subsets.h",),
+    "conv__subsets.c": ("edgemat_subsets.h",),
     "linear__bipolar.c": ("edgemat_minus.h",),
     "conv__bipolar.c": ("edgemat_minus.h", "edgemat_window.h"),
     "max_pool.c": ("edgemat_window.h",),

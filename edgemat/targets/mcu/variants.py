@@ -19,6 +19,9 @@ from edgemat.targets.mcu.storage import ConstantArray, array_storage, c_type, si
 _BLOCK = 4
 WORD_BITS = 32
 SHORT_ROW = 16
+SUBSET_OUTPUTS = 4, 512
+SUBSET_BYTES = 4096
+"""Bytes of inputs that a kernel of subset sums holds on its stack, beside its tables and the sums of its outputs."""
 STACK_WORDS = 512
 """Longest row of signs (words of 32) an XNOR kernel packs on its stack; a convolution holds as long a mask, too."""
 _WINDOW = ("in_h", "in_w", "in_c", "out_h", "out_w")
@@ -230,10 +233,14 @@ def _plan(step: Step) -> KernelCall:
         name += choice.name
     if step.stem == "softmax":
         _choose_quotient(step, macros, name)
-    if signs.endswith("__xnor.c"):
+    if signs and not signs.endswith("__bipolar.c"):
         held = 1 << (sign_words(step) - 1).bit_length()
         macros.append(("EM_WORDS", str(held)))
         name.append(f"k{32 * held}")
+    if signs.endswith("__subsets.c"):
+        outputs = 1 << (_group_outputs(step) - 1).bit_length()
+        macros.append(("EM_OUTPUTS", str(outputs)))
+        name.append(f"o{outputs}")
     file = signs or (f"{step.stem}__depthwise.c" if depthwise else f"{step.stem}.c")
     function = "em_" + "_".join(name) + file.removeprefix(step.stem).removesuffix(".c")
     arguments = [f"const {kernel.struct} *p"]
@@ -273,16 +280,28 @@ def sign_words(step: Step) -> int:
     return -(-weight[0].size // WORD_BITS)
 
 
-def signs_file(step: Step) -> str:
-    """The kernel file of a step whose weights are signs, or "": XNOR and bit counts where its inputs are signs, too.
+def _group_outputs(step: Step) -> int:
+    """Outputs that share a row of inputs."""
+    return len(step.arrays["weight"]) // int(step.params.get("groups", 1))
 
-    XNOR packs a row of inputs on the stack; a longer one is left to the kernel that adds and subtracts. A row of few
-    signs is not worth unpacking: there the plain kernel adds and subtracts by weights of a byte each.
+
+def signs_file(step: Step) -> str:
+    """The kernel file of a step whose weights are signs as bits, or "".
+
+    1. XNOR and bit counts where its inputs are signs, too, and a row of them fits the stack.
+    2. Sums of subsets of inputs, where enough outputs share them and a row of inputs fits the stack.
+    3. Otherwise additions, bit by bit.
+
+    A row of few signs is not worth unpacking: there the plain kernel adds and subtracts by weights of a byte each.
     """
     if not step.params.get("bipolar") or step.arrays["weight"][0].size < SHORT_ROW:
         return ""
-    both = step.inputs[0].format.bipolar and sign_words(step) <= STACK_WORDS
-    return f"{step.stem}__xnor.c" if both else f"{step.stem}__bipolar.c"
+    words, outputs = sign_words(step), _group_outputs(step)
+    if step.inputs[0].format.bipolar and words <= STACK_WORDS:
+        return f"{step.stem}__xnor.c"
+    held = words * WORD_BITS * size_of(storage(step.inputs[0].format))
+    shared = SUBSET_OUTPUTS[0] <= outputs <= SUBSET_OUTPUTS[1] and held <= SUBSET_BYTES
+    return f"{step.stem}__{'subsets' if shared else 'bipolar'}.c"
 
 
 def _is_depthwise(step: Step) -> bool:
