@@ -1,4 +1,4 @@
-"""An MLP with learned widths, trained by Lightning towards a cost, exported at each best checkpoint.
+"""An MLP with learned widths, trained by Lightning towards a cost, verified and exported at the end.
 
     EDGEMAT_DATA=/path/to/data python examples/lightning_tabular.py [--quick] [--ebops 12000] [--output DIR]
 
@@ -40,7 +40,7 @@ def main():
         parser.error("set EDGEMAT_DATA to the folder that holds magic_gamma/train.csv")
 
     import lightning as L
-    from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+    from lightning.pytorch.callbacks import EarlyStopping
 
     from edgemat.lightning import ExportCallback, FormatLogger, QATCallback
 
@@ -71,20 +71,18 @@ def main():
 
     L.seed_everything(0, verbose=False)
     train, held = load(os.environ["EDGEMAT_DATA"])
-    export = ExportCallback(options.output, "best", targets="hls", backends=("reference", "onnx"), samples=500)
+    export = ExportCallback(options.output, targets="hls", backends=("reference", "onnx"), samples=500)
     trainer = L.Trainer(
         max_epochs=2 if options.quick else 30,
         accelerator="cpu",
         devices=1,
         logger=False,
+        enable_checkpointing=False,
         enable_progress_bar=not options.quick,
         enable_model_summary=False,
         callbacks=[
             QATCallback(calibration=8, cost_target={"cost": "ebops", "at_most": options.ebops, "rate": 0.02}),
             FormatLogger(100),
-            ModelCheckpoint(
-                options.output.with_name(options.output.name + "_checkpoints"), monitor="accuracy", mode="max"
-            ),
             EarlyStopping("accuracy", mode="max", patience=10),
             export,
         ],

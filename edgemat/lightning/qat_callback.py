@@ -103,6 +103,7 @@ class QATCallback(Callback):
         self._norms: Any = None
         self._global_step = 0
         self._penalties: dict[nn.Parameter, torch.Tensor] | None = None
+        self._checked = False
         self._loaded: dict[str, Any] | None = None
 
     @property
@@ -137,7 +138,7 @@ class QATCallback(Callback):
         if state is not None:
             self._restore(state)
         self._apply()
-        _check_unused(trainer, self._delay)
+        self._checked = False
 
     def _calibrate(self, trainer: Trainer, pl_module: LightningModule, found: Found) -> None:
         open_points = [name for name, part in found.quantizers.items() if not part.ready]
@@ -188,6 +189,20 @@ class QATCallback(Callback):
         if self._costs and (self._delay is None or self._delay.finished):
             self._penalties = self._penalty_gradients(pl_module)
 
+    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Looks once whether DDP was told of formats without a gradient; it fails later, and without a name.
+
+        Raises:
+            EdgematError: if it was not.
+        """
+        if self._checked:
+            return
+        self._checked = True
+        assert self._found is not None
+        told = getattr(trainer.model, "find_unused_parameters", False) or getattr(trainer.model, "static_graph", False)
+        if trainer.world_size > 1 and not told:
+            _check_used(self._found)
+
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Adds the gradient of the penalty."""
         if self._penalties is None:
@@ -220,6 +235,8 @@ class QATCallback(Callback):
                 )
             gradients = torch.autograd.grad(penalty, parameters, retain_graph=True, allow_unused=True)
         pl_module.log("qat/penalty", penalty.detach())
+        for cost, term in zip(self._costs, terms, strict=True):
+            pl_module.log(f"qat/{cost.model}", term.detach() / cost.beta if hasattr(cost, "beta") else cost.latest)
         return {p: gradient for p, gradient in zip(parameters, gradients, strict=True) if gradient is not None}
 
     def on_train_batch_end(
@@ -363,15 +380,14 @@ def _check_precision(trainer: Trainer, found: Found) -> None:
             )
 
 
-def _check_unused(trainer: Trainer, delay: Any) -> None:
-    """DDP has to be told that the binary points of delayed quantisers get no gradient."""
-    if trainer.world_size == 1 or delay is None or delay.finished:
-        return
-    if not getattr(trainer.model, "find_unused_parameters", False):
-        raise EdgematError(
-            "QATCallback: delayed quantisers leave parameters without a gradient, which DDP must be told; use "
-            "Trainer(strategy='ddp_find_unused_parameters_true')"
-        )
+def _check_used(found: Found) -> None:
+    """Refuses parameters that got no gradient."""
+    for name, parameter in found.network.named_parameters():
+        if parameter.requires_grad and parameter.grad is None:
+            raise EdgematError(
+                f"parameter {name!r} got no gradient, as delayed formats do, which DDP must be told; use "
+                "Trainer(strategy='ddp_find_unused_parameters_true')"
+            )
 
 
 def _fresh(loader: Any) -> Iterable[Any]:

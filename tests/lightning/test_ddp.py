@@ -102,7 +102,7 @@ def test_the_first_process_exports(ends: Path) -> None:
             "uncalibrated",
             "2 processes would each take their own first batch, expected one for all; pass QATCallback(ca",
         ),
-        ("unused", "leave parameters without a gradient, which DDP must be told; use Trainer(strategy='ddp_find_unu"),
+        ("unused", "got no gradient, as delayed formats do, which DDP must be told; use Trainer(strategy='ddp_find_"),
         ("synchronised", "sync_batchnorm=True, which does not reach batch norms folded into quantised layers"),
         ("failing", "nonsense"),
     ],

@@ -165,12 +165,14 @@ def test_the_penalty_is_added_to_the_gradients(
     lit, by_hand = Lit(network(LEARNED)), Lit(network(LEARNED))
     callback = QATCallback(**{option: settings})
     options: dict[str, Any] = {"accumulate_grad_batches": accumulate, "gradient_clip_val": clip}
-    trainer(max_epochs=2, callbacks=[callback], **options).fit(lit, loader())
+    run = trainer(max_epochs=2, callbacks=[callback], **options)
+    run.fit(lit, loader())
     cost, optimizer = getattr(edgemat, name)(by_hand.net, **settings), by_hand.configure_optimizers()
     by_hand.net.train()
     for index, batch in enumerate(batches(2)):
         loss = by_hand.loss(batch) / accumulate
         extra = penalty_gradients(by_hand, cost.penalty())
+        by_hand_cost = float(edgemat.cost(by_hand.net, settings["cost"]))
         loss.backward()
         if (index + 1) % accumulate:
             continue
@@ -182,6 +184,8 @@ def test_the_penalty_is_added_to_the_gradients(
         advance(cost)
     assert same(lit.net.state_dict(), by_hand.net.state_dict())
     assert callback.state_dict()["costs"] == [cost.state_dict()]
+    logged = run.logged_metrics[f"qat/{settings['cost']}"]
+    assert float(logged) == pytest.approx(by_hand_cost, rel=1e-6)
     without = Lit(network(LEARNED))  # the control
     trainer(max_epochs=2, **options).fit(without, loader())
     assert not same(lit.net.state_dict(), without.net.state_dict())
@@ -200,10 +204,11 @@ def test_the_gradients_are_those_of_the_sum(frozen: int | None) -> None:
     start = {name: p.detach().clone() for name, p in by_hand.net.named_parameters()}
     (by_hand.loss(batches(1)[0]) + edgemat.CostTarget(by_hand.net, **options).penalty()).backward()
     by_hand.configure_optimizers().step()
+    moved: dict[str, float] = {}
     for (name, a), b in zip(by_hand.net.named_parameters(), lit.net.parameters(), strict=True):
-        moved = (a - start[name]).abs().max()
-        assert (a - b).abs().max() <= 1e-5 * moved, name
-        assert moved > 0
+        moved[name] = float((a - start[name]).abs().max())
+        assert (a - b).abs().max() <= 1e-5 * moved[name], name
+    assert moved["0.weight"] > 0 and moved["0.weight_quantizer.frac"] > 0
 
 
 def test_several_costs_and_a_delay() -> None:
