@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from edgemat.nn.batch_norm import BatchNorm
     from edgemat.nn.linear import WeightedLayer
 
-BOUNDS = ("a2q", "a2q+")
+BOUNDS = ("auto", "a2q", "a2q+")
 _CANDIDATES = 8
 _MARGIN = 1.0 - 2.0**-20
 """More than float32 loses in scaling a weight (six times 2**-24); for caps of less than 2**19 it costs no code."""
@@ -141,7 +141,7 @@ class AccumulatorQuantizer(FixedQuantizer):
             ``RND``. SAT or SAT_SYM.
         bits: P, the accumulator's width, 2 to 64.
         outputs: Number of output channels.
-        bound: ``"a2q"`` or ``"a2q+"`` (zero-centred).
+        bound: ``"a2q"``, ``"a2q+"`` (zero-centred), or ``"auto"``, which `meet` settles.
         channels: Number of channels with a binary point each, or None for one.
         axis: Axis of the output channels.
 
@@ -154,7 +154,7 @@ class AccumulatorQuantizer(FixedQuantizer):
         format: str | Fixed = "fixed<8>",
         bits: int = 16,
         outputs: int = 1,
-        bound: str = "a2q+",
+        bound: str = "auto",
         channels: int | None = None,
         axis: int = 0,
     ):
@@ -162,13 +162,19 @@ class AccumulatorQuantizer(FixedQuantizer):
         if fmt.rounding not in ("RND", "TRN_ZERO") or fmt.overflow not in ("SAT", "SAT_SYM") or bound not in BOUNDS:
             raise FormatError(
                 f"weights {fmt} with accumulator={bits} (bound {bound!r}), expected rounding TRN_ZERO (or none "
-                "stated), overflow SAT or SAT_SYM, and the bound 'a2q' or 'a2q+'; only rounding toward zero keeps it"
+                f"stated), overflow SAT or SAT_SYM and one of the bounds {', '.join(BOUNDS)}; only rounding toward zero "
+                "keeps a bound"
             )
         super().__init__(replace(fmt, rounding="TRN_ZERO"), channels=channels, axis=axis, role="weights")
-        self.bits, self.bound = bits, bound
+        self.bits, self.bound, self.asked = bits, bound, bound
         self.log2_norm = nn.Parameter(torch.zeros(outputs))
         self.register_buffer("started", torch.tensor(False))
         self.sum: Sum | None = None
+
+    def meet(self, signed: bool) -> None:
+        """Settles the bound ``"auto"`` for an input: zero-centring gains where it is unsigned, and only costs else."""
+        if self.asked == "auto":
+            self.bound = "a2q" if signed else "a2q+"
 
     @property
     def centred(self) -> bool:

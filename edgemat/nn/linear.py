@@ -83,6 +83,8 @@ class WeightedLayer(QuantLayer):
         self.final = False
         self._norm = Link()
         self._formats: dict[str, Any] = {}
+        if self.limiter is not None and self.input_quantizer is not None:
+            self.limiter.meet(self.input_quantizer.signed)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -92,6 +94,13 @@ class WeightedLayer(QuantLayer):
             fan_in = self.weight[0].numel() if self.out_axis == 0 else self.weight.shape[1] * self.weight[0, 0].numel()
             bound = fan_in**-0.5 if fan_in else 0.0
             nn.init.uniform_(self.bias, -bound, bound)
+
+    def link(self, *quantizers: FixedQuantizer | None) -> None:
+        """Names the quantiser whose values reach this layer."""
+        super().link(*quantizers)
+        source = self.source()
+        if self.limiter is not None and source is not None:
+            self.limiter.meet(source.signed)
 
     # -- batch norm -----------------------------------------------------------------------------------------------
     def fold(self, norm: BatchNorm) -> None:

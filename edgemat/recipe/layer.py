@@ -21,7 +21,8 @@ class WeightSpec:
         learn_width: Whether the width is learned, too, from `format.width` down to 0 (pruned).
         khot: Largest number of signed powers of two a weight is the sum of, or None for any code.
         accumulator: Bits that the layer's accumulator must never exceed (A2Q), or None.
-        accumulator_bound: ``"a2q"`` (arXiv 2308.13504) or ``"a2q+"`` (arXiv 2401.10432).
+        accumulator_bound: ``"a2q"`` (arXiv 2308.13504), ``"a2q+"`` (arXiv 2401.10432), or ``"auto"``: a2q where the
+            layer's input is signed, a2q+ where it is not.
         points: ``"learned"`` by gradient, or ``"statistics"``: after the mean magnitude (StatsQ, arXiv 2302.02210).
     """
 
@@ -30,7 +31,7 @@ class WeightSpec:
     learn_width: bool = False
     khot: int | None = None
     accumulator: int | None = None
-    accumulator_bound: str = "a2q+"
+    accumulator_bound: str = "auto"
     points: str = "learned"
 
 
@@ -83,7 +84,7 @@ class LayerRecipe:
     activation_groups: str = "tensor"
     khot: int | None = None
     accumulator: int | None = None
-    accumulator_bound: str = "a2q+"
+    accumulator_bound: str = "auto"
     points: str = "learned"
 
     def activation(self, non_negative: bool) -> Fixed:

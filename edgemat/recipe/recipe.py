@@ -62,7 +62,8 @@ class Recipe:
         activation_groups: The same of activations: ``"tensor"`` or ``"channel"`` (axis 1).
         khot: 1, 2 or 3: weights, scales and slopes are sums of at most so many signed powers of two: no multiplier.
         accumulator: Bits no accumulator may ever need: weights are trained to keep the promise (A2Q).
-        accumulator_bound: ``"a2q"`` or ``"a2q+"``, which bound the weights' norm keeps.
+        accumulator_bound: Which bound the weights' norm keeps: ``"a2q"``, ``"a2q+"``, or ``"auto"``: the former for
+            layers with signed inputs, the latter for unsigned ones.
         points: Binary points of weights: ``"learned"`` by gradient or ``"statistics"`` (StatsQ).
 
     Raises:
@@ -86,7 +87,7 @@ class Recipe:
     activation_groups: str = "tensor"
     khot: int | None = None
     accumulator: int | None = None
-    accumulator_bound: str = "a2q+"
+    accumulator_bound: str = "auto"
     points: str = "learned"
 
     def __init__(self, **fields: Any) -> None:

@@ -16,9 +16,11 @@ from rich.table import Table
 NETWORKS = ("mlp", "lenet")
 SETTINGS: tuple[tuple[int | None, str], ...] = (
     (None, ""),
-    (16, "a2q+"),
+    (16, "auto"),
+    (14, "auto"),
     (14, "a2q+"),
     (14, "a2q"),
+    (12, "auto"),
     (12, "a2q+"),
     (12, "a2q"),
 )

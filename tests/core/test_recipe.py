@@ -98,7 +98,7 @@ def test_which_rule_wins(name, kind, positions, width):
 
 def test_specs_follow_the_layer():
     layer = Recipe(weights="fixed<5>", learn_widths="weights", weight_groups=4, accumulator=12).layer([("a", None)])
-    assert layer.weight_spec() == WeightSpec(layer.weights, 4, True, None, 12, "a2q+", "learned")
+    assert layer.weight_spec() == WeightSpec(layer.weights, 4, True, None, 12, "auto", "learned")
     assert not layer.activation_spec(layer.activations).learn_width
     assert Recipe(per_channel_weights=False).layer([("a", None)]).weight_spec().groups == "tensor"
 

@@ -189,7 +189,7 @@ def test_projection_start_is_nearer_than_shrinking() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(200, 8))
     x = torch.randn(32, 200)
-    q = edgemat.quantize(model, edgemat.Recipe(input="fixed<8,3>", weights="fixed<8,1>", accumulator=16))
+    q = edgemat.quantize(model, edgemat.Recipe(input="ufixed<8,3>", weights="fixed<8,1>", accumulator=16))
     edgemat.calibrate(q, [x])
     layer = q.get_submodule("0")
     weight = model[0].weight.detach()
@@ -433,6 +433,16 @@ def test_a_c_accumulator_of_eight_bits_is_seen(tight, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(epilogue.EpilogueChoice, "__init__", eight)
     assert not edgemat.verify(tight[1], samples=8, backends=("mcu",)).ok
+
+
+def test_auto_takes_the_bound_that_suits_the_input() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8), nn.Linear(8, 4))
+    q = edgemat.quantize(model, edgemat.Recipe(accumulator=20, rules={"3": {"accumulator_bound": "a2q+"}}))
+    bounds = [m.bound for m in q.modules() if isinstance(m, AccumulatorQuantizer)]
+    assert bounds == ["a2q", "a2q+", "a2q+"]
+    for given, bound in (("fixed<6,2>", "a2q"), ("ufixed<6,2>", "a2q+"), ("bipolar", "a2q")):
+        assert QuantLinear(8, 4, weights=spec(16, "auto"), input=given).weight_quantizer.bound == bound
+        assert QuantLinear(8, 4, weights=spec(16, "a2q+"), input=given).weight_quantizer.bound == "a2q+"
 
 
 def test_convolution_by_hand_and_summary_of_a_layer() -> None:
