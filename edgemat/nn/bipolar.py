@@ -124,7 +124,7 @@ def clip_latent_weights(module: nn.Module) -> None:
     """Clips the real weights behind every bipolar weight of `module` to [-1, 1]; call it after ``optimizer.step()``.
 
     Beyond 1 a latent weight no longer changes the network and gets no gradient, so that only weight decay could bring
-    it back (arXiv 1602.02830, section 1.2).
+    it back (arXiv 1602.02830).
     """
     for part in module.modules():
         if isinstance(getattr(part, "weight_quantizer", None), BipolarQuantizer) and isinstance(part.weight, Tensor):

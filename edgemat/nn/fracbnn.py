@@ -1,18 +1,18 @@
 """FracBNN: binary networks with fractional activations (Zhang et al., arXiv 2012.12206), every step in fixed point.
 
 **Fractional activation.** A feature x becomes two signs, ``h = sign(x)`` and ``l = sign(2 x - h)``; ``2 h + l`` in
-{-3, -1, 1, 3} is four times x rounded to two bits with thresholds -1/2, 0, 1/2. (The paper's levels are the thirds
--1, -1/3, 1/3, 1: the same up to a factor, which the batch norm behind takes in.)
+{-3, -1, 1, 3} is four times x rounded to two bits with thresholds -1/2, 0, 1/2. (The authors' code has the levels -1,
+-1/3, 1/3, 1 and the thresholds -2/3, 0, 2/3: all of them 4/3 of these, a factor that the batch norms take in.)
 
-**Precision gating** (PG, Zhang et al., arXiv 2002.07136, equation 2). With bipolar weights w and integer sums
+**Precision gating** (PG, Zhang et al., arXiv 2002.07136). With bipolar weights w and integer sums
 ``H = w * h`` and ``L = w * l``, an output is ``2 H + L`` where ``H > t`` and ``2 H`` elsewhere, t a threshold per
 channel: the low sign counts only where the high one promises a large result. Here the gate is the code of
 ``Requantize(H - t -> ufixed<1,1,RND,SAT>)``, which is 1 for ``H - t >= 1`` and else 0, and multiplies L; hardware may
 skip L's sums where it is 0.
 
-**Block.** ``y = PG(x)``; batch norm; RPReLU ``p(y - a) + b`` with slopes per channel (ReActNet, arXiv 2003.03488);
-``+ x``, or where the map shrinks the concatenation of the 2x2 averages of x with themselves; second batch norm. The
-formats of all steps are in docs/binary.md.
+**Block** (half a `BasicBlock` of the authors' code). ``y = PG(x)``; batch norm; RPReLU ``p(y - a) + b`` with slopes per
+channel (ReActNet, arXiv 2003.03488); ``+ x``, or where the map shrinks the concatenation of the 2x2 averages of x with
+themselves; second batch norm. The formats of all steps are in docs/binary.md.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _GATE_SHARPNESS = 5.0
 
 
 class Gate(torch.autograd.Function):
-    """1 where z > 0, else 0; the gradient of a sigmoid of slope `_GATE_SHARPNESS` (PG, equation 4)."""
+    """1 where z > 0, else 0; the gradient of a sigmoid of steepness `_GATE_SHARPNESS`, as in PG."""
 
     @staticmethod
     def forward(ctx: Any, z: Tensor) -> Tensor:
@@ -129,7 +129,7 @@ class FractionalConv2d(QuantLayer):
         return Floor.apply(self.threshold * 2.0**self.scale)
 
     def gate_penalty(self, target: float = 1.0) -> Tensor:
-        """Mean squared distance of the thresholds (in units of ``2**scale``) from `target` (PG, equation 5).
+        """Mean squared distance of the thresholds (in units of ``2**scale``) from `target`, PG's way.
 
         Added to the loss it drives thresholds up, so that fewer low sums count.
         """
@@ -187,7 +187,7 @@ class FractionalConv2d(QuantLayer):
 
 
 class QuantRPReLU(QuantLayer):
-    """``p(x - before) + after`` per channel (axis 1), p a PReLU (ReActNet, arXiv 2003.03488, equation 7).
+    """``p(x - before) + after`` per channel (axis 1), p a PReLU (ReActNet, arXiv 2003.03488).
 
     Args:
         channels: Number of channels.

@@ -1,16 +1,16 @@
 """`ThermometerEncoding`: pixels as unary bipolar channels, so that a network's first layer may be binary, too.
 
-FracBNN (Zhang et al., arXiv 2012.12206, section 3.1) replaces the multi-bit input of a binary network by a
+FracBNN (Zhang et al., arXiv 2012.12206) replaces the multi-bit input of a binary network by a
 thermometer: a channel of R levels becomes R channels, of which channel r says whether the pixel reaches threshold r. A
 brighter pixel turns more channels to +1, none back.
 
 **As exact operators.** A comparison is a subtraction and its sign, so the layer is one depthwise convolution of kernel
 1 with weights +1 and the thresholds as negative biases, requantised to bipolar: ``sign(x - t_r)``. Thresholds are
 integer codes on the input's grid, ``t_r = (2 r + 1) * 2**(bits - 1) / R`` for r = 0 .. R - 1: the middles of R equal
-parts of the range, a pixel equal to a threshold reaching it.
+parts of the range, a pixel equal to a threshold reaching it. (32 levels of a byte have the thresholds 4, 12, ..., 252
+of the authors' code.)
 
-**Cost.** ``C * R * H * W`` subtractions and no multiplication; one sign and one bias for each
-channel; and R signs instead of 8 bits for a value that is sent on.
+**Cost.** ``C * R * H * W`` subtractions and no multiplication; one sign and one bias for each channel; and R signs instead of 8 bits for a value that is sent on.
 """
 
 from __future__ import annotations
