@@ -10,7 +10,8 @@ integer codes on the input's grid, ``t_r = (2 r + 1) * 2**(bits - 1) / R`` for r
 parts of the range, a pixel equal to a threshold reaching it. (32 levels of a byte have the thresholds 4, 12, ..., 252
 of the authors' code.)
 
-**Cost.** ``C * R * H * W`` subtractions and no multiplication; one sign and one bias for each channel; and R signs instead of 8 bits for a value that is sent on.
+**Cost.** ``C * R * H * W`` subtractions and no multiplication; one sign and one bias for each channel; and R signs
+instead of 8 bits for a value that is sent on.
 """
 
 from __future__ import annotations
