@@ -162,8 +162,8 @@ class AccumulatorQuantizer(FixedQuantizer):
         if fmt.rounding not in ("RND", "TRN_ZERO") or fmt.overflow not in ("SAT", "SAT_SYM") or bound not in BOUNDS:
             raise FormatError(
                 f"weights {fmt} with accumulator={bits} (bound {bound!r}), expected rounding TRN_ZERO (or none "
-                f"stated), overflow SAT or SAT_SYM and one of the bounds {', '.join(BOUNDS)}; only rounding toward zero "
-                "keeps a bound"
+                f"stated), overflow SAT or SAT_SYM and one of the bounds {', '.join(BOUNDS)}; only rounding toward "
+                "zero keeps a bound"
             )
         super().__init__(replace(fmt, rounding="TRN_ZERO"), channels=channels, axis=axis, role="weights")
         self.bits, self.bound, self.asked = bits, bound, bound
