@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -22,7 +23,7 @@ from edgemat.errors import FormatError
 from edgemat.formats import Fixed
 from edgemat.nn.emission import exporting
 from edgemat.nn.quantizer import FixedQuantizer
-from edgemat.nn.rounding import LN2, power_of_two, range_frac, round_doubled_
+from edgemat.nn.rounding import LN2, range_frac, round_doubled_
 
 POINT_LIMIT = 60
 
@@ -108,21 +109,25 @@ class LearnedActivationQuantizer(FixedQuantizer):
         super().__init__(Fixed(fmt.width, None, fmt.signed, fmt.rounding, fmt.overflow), channels, 1, relu, role)
         self.finest_stated = POINT_LIMIT if fmt.int_bits is None else int(fmt.fracs[0])
         self.whole = nn.Parameter(torch.zeros_like(self.frac))
+        self._aligned: tuple[int, int] | None = None
         if fmt.int_bits is not None:
             self.set_frac(float(self.finest_stated))
 
     # -- formats ---------------------------------------------------------------------------------------------------
-    @torch.no_grad()
-    def _points(self) -> tuple[Tensor, Tensor]:
+    def _points(self) -> tuple[np.ndarray, np.ndarray]:
         """Integer bits without the sign, and fractional bits, int32; the latter within the ceiling."""
-        whole = self.whole.detach().round().to(torch.int32).clamp_(-POINT_LIMIT, POINT_LIMIT)
-        frac = self.frac.detach().round().to(torch.int32).clamp_(-POINT_LIMIT, self.finest_stated)
-        return whole, torch.minimum(frac, self.grid.width - int(self.signed) - whole)
+        # A handful of numbers: numpy needs a fraction of the time of as many torch calls.
+        whole, frac = (
+            np.rint(p.detach().cpu().numpy()).clip(-POINT_LIMIT, POINT_LIMIT) for p in (self.whole, self.frac)
+        )
+        most = np.minimum(self.grid.width - int(self.signed) - whole, self.finest_stated)
+        whole, frac = whole.astype(np.int32), np.minimum(frac, most).astype(np.int32)
+        return whole, frac if self.per_channel else np.maximum(frac, 1 - whole)  # a tensor keeps one bit
 
     def widths(self) -> Tensor:
         """Bits of a code without the sign, int32, ``[]`` (at least 1) or ``[channels]``."""
         whole, frac = self._points()
-        return (whole + frac).clamp_min(0 if self.per_channel else 1)
+        return torch.from_numpy(np.asarray(np.maximum(whole + frac, 0), np.int32))
 
     @property
     def format(self) -> Fixed:
@@ -142,23 +147,28 @@ class LearnedActivationQuantizer(FixedQuantizer):
     def exponents(self) -> Tensor:
         """Fractional bits, int32, ``[]`` or ``[channels]``; a pruned channel has 0."""
         whole, frac = self._points()
-        if not self.per_channel:
-            return torch.maximum(frac, 1 - whole)  # one width at least
-        return torch.where(whole + frac > 0, frac, 0)
+        found = torch.from_numpy(np.asarray(np.where(whole + frac > 0, frac, 0), np.int32))
+        return found.to(self.frac.device)
 
     def finest(self) -> int:
         """Fractional bits of the finest channel that holds anything but 0."""
-        if not self.per_channel:
-            return self.exponent()
-        fracs = self.exponents()[self.widths() > 0]
-        return int(fracs.amax().item()) if fracs.numel() else 0
+        return self._alignment()[0]
 
     def reach(self) -> int:
-        """Largest absolute code on the grid of `finest`."""
-        widths, finest = self.widths(), self.finest()
-        shifts = finest - self.exponents()
-        bits = torch.where(widths > 0, widths + shifts, 0)
-        return 1 << max(int(bits.amax().item()), 0)
+        """Largest absolute code on the grid of `finest`, or one more."""
+        return self._alignment()[1]
+
+    def _alignment(self) -> tuple[int, int]:
+        if self.training and self._aligned is not None:
+            return self._aligned  # of this step's forward, which comes before that of the layers behind
+        return self._align(*self._points())
+
+    def _align(self, whole: np.ndarray, frac: np.ndarray) -> tuple[int, int]:
+        live = whole + frac > 0
+        if not live.any():
+            return 0, 1
+        finest = int(frac.max(where=live, initial=-POINT_LIMIT))
+        return finest, 1 << max(int(whole.max(where=live, initial=-POINT_LIMIT)) + finest, 0)
 
     # -- start -----------------------------------------------------------------------------------------------------
     @torch.no_grad()
@@ -221,7 +231,7 @@ class LearnedActivationQuantizer(FixedQuantizer):
                 f"quantiser {self.path or self.role!r} has a width for each of {self.frac.shape[0]} channels and got "
                 f"a tensor of shape {tuple(x.shape)}, expected the channels on axis 1; use activation_groups='tensor'"
             )
-        bounds = self._bounds(x.dim(), x.dtype)
+        bounds = self._bounds(x)
         return _Saturated.apply(
             x, self.frac, self.whole, bounds, self.grid.rounding, not self.signed or self.relu, self.grid.carrier
         )
@@ -233,29 +243,24 @@ class LearnedActivationQuantizer(FixedQuantizer):
         self.frac.copy_(torch.minimum(self.frac, most - self.whole).clamp_(-POINT_LIMIT, self.finest_stated))
         self.frac.copy_(torch.maximum(self.frac, -self.whole))
 
-    def _bounds(self, dims: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, ...]:
-        """``2**(f + 1)``, ``2**-f``, low, high and ``2**i`` along axis 1 of a tensor of `dims` axes."""
+    def _bounds(self, x: Tensor) -> tuple[Tensor, ...]:
+        """``2**(f + 1)``, ``2**-f``, low, high and ``2**i`` along axis 1 of `x`, in its dtype."""
         whole, frac = self._points()
-        if not self.per_channel:
-            frac = torch.maximum(frac, 1 - whole)
-        else:
-            shape = [1] * dims
-            shape[1] = -1
-            whole, frac = whole.view(shape), frac.view(shape)
-        step, peak = power_of_two(-frac, dtype), power_of_two(whole, dtype)
+        self._aligned = self._align(whole, frac)
+        one = np.float64(1) if x.dtype == torch.float64 else np.float32(1)
+        double, step, peak = np.ldexp(one, frac + 1), np.ldexp(one, -frac), np.ldexp(one, whole)
         live = whole + frac > 0
-        high = torch.where(live, peak - step, 0.0)
+        high = (peak - step) * live
         if not self.signed or self.relu:
-            low = torch.zeros_like(high)
-        elif self.grid.overflow == "SAT_SYM":
-            low = -high
+            low = high * 0
         else:
-            low = torch.where(live, -peak, 0.0)
-        return power_of_two(frac + 1, dtype), step, low, high, peak
+            low = -high if self.grid.overflow == "SAT_SYM" else -peak * live
+        shape = [-1 if d == 1 and self.per_channel else 1 for d in range(x.dim())] if self.per_channel else []
+        return tuple(torch.from_numpy(np.asarray(v)).view(shape).to(x.device) for v in (double, step, low, high, peak))
 
     def in_range(self, x: Tensor) -> Tensor:
         """Where `x` rounds between the rails."""
-        _, step, low, high, _ = self._bounds(x.dim(), x.dtype)
+        _, step, low, high, _ = self._bounds(x)
         return (x > low - step) & (x < high + step)
 
     @property

@@ -10,11 +10,11 @@ as HGQ2 counts them, so that they learn their widths, too.
 ``lut``: look-up tables of a design in which each weight is a constant of its own (HLS ``io="parallel"``): every nonzero
 signed digit of a weight is an operand of an adder tree, and an adder takes a table for each bit of its operand and one
 for the carry (a CLB of UltraScale+ makes one sum bit with one LUT and its carry chain, AMD UG574); every bit of a
-layer's output takes a table to round and one to saturate, every bit of a bias of learned width one to add it. No DSP
-block is counted, because constants of a few digits use none; control, registers, routing and sharing between outputs
-are not modelled. Error: not calibrated against synthesis. HGQ's authors find LUT + 55 DSP "roughly" equal to EBOPs
-after place and route, and distributed arithmetic, which shares sub-sums, up to 30 % fewer tables (hls4ml's
-documentation); this model counts no sharing. Use it to compare networks.
+rounded activation that some weight uses takes a table to round and one to saturate, every bit of a bias of learned
+width one to add it. No DSP block is counted, because constants of a few digits use none; control, registers, routing
+and sharing between outputs are not modelled. Error: not calibrated against synthesis. HGQ's authors find LUT + 55 DSP
+"roughly" equal to EBOPs after place and route, and distributed arithmetic, which shares sub-sums, up to 30 % fewer
+tables (hls4ml's documentation); this model counts no sharing. Use it to compare networks.
 
 ``mcu``: bytes of flash that the C library's constants take: for each layer the smallest of 1, 2 and 4 bytes that holds
 all its codes, and 4 bytes for each bias; shifts, tables of activation functions and the padding of kernels that take
@@ -144,17 +144,15 @@ def _ebops(part: Product) -> tuple[Tensor, tuple[Any, ...]]:
 
 def _lut(part: Product) -> tuple[Tensor, tuple[Any, ...]]:
     digits = part.digits()
-    value = (part.by_input(digits) * (part.operand + (part.operand.detach() > 0))).sum()
-    behind, outputs = part.layer.next_quantizer, _outputs(part)
-    value = value + part.bias_bits()
-    if behind is not None:
-        bits = source_bits(behind)
-        value = value + 2.0 * (bits.sum() if bits.dim() else bits * outputs)
+    by_input = part.by_input(digits)
+    value = (by_input * (part.operand + (part.operand.detach() > 0))).sum() + part.bias_bits()
+    if part.layer.aligned_source().role != "input":
+        value = value + 2.0 * (part.operand * (by_input.detach() > 0)).sum()
     if torch.is_grad_enabled():
         return value, ()
     pruned = int((part.codes == 0).sum().item())
     mean_operand = _mean(part.operand.sum(), part.operand.numel())
-    return value, (part.codes.numel(), pruned, int(digits.sum().item()), mean_operand, outputs)
+    return value, (part.codes.numel(), pruned, int(digits.sum().item()), mean_operand, _outputs(part))
 
 
 def _mcu(part: Product) -> tuple[Tensor, tuple[Any, ...]]:

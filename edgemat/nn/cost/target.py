@@ -48,7 +48,7 @@ class CostTarget:
         q: nn.Module,
         cost: str = "ebops",
         at_most: float = 1000.0,
-        rate: float = 0.02,
+        rate: float = 0.03,
         start: float = 1e-3,
         margin: float = 0.05,
     ):
