@@ -18,21 +18,19 @@ are united, and batch norm statistics are the first process's after every batch,
 from __future__ import annotations
 
 import copy
-import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities.seed import isolate_rng
 from torch import nn
 from torch.optim import Optimizer
-from torch.utils.data import DataLoader
 
 import edgemat
 from edgemat.errors import EdgematError, FormatError, UnsupportedOpError
 from edgemat.lightning import ranks
+from edgemat.lightning.calibration import calibrate
 from edgemat.lightning.network import Found, find_network
 from edgemat.lightning.saturation import evaluating
 
@@ -125,7 +123,7 @@ class QATCallback(Callback):
         state, self._loaded = self._loaded, None
         if state is None and trainer.global_step > 0 and self._steps:
             state = self.state_dict()  # fit was called again
-        self._calibrate(trainer, pl_module, found)
+        calibrate(trainer, pl_module, found, self.calibration)
         self._steps = 0 if state is None else int(state["steps"])
         self._at = dict(state["at"]) if state is not None else self._resolved(trainer)
         self._global_step = trainer.global_step
@@ -139,29 +137,6 @@ class QATCallback(Callback):
             self._restore(state)
         self._apply()
         self._checked = False
-
-    def _calibrate(self, trainer: Trainer, pl_module: LightningModule, found: Found) -> None:
-        open_points = [name for name, part in found.quantizers.items() if not part.ready]
-        if not open_points:
-            return
-        if self.calibration is None:
-            if trainer.world_size > 1:
-                raise FormatError(
-                    f"quantiser {open_points[0]!r} has no binary point yet and {trainer.world_size} processes would "
-                    "each take their own first batch, expected one for all; pass QATCallback(calibration=8) or call "
-                    "edgemat.calibrate before"
-                )
-            return
-        if isinstance(self.calibration, int):
-            trainer.fit_loop.setup_data()  # what Lightning does at the first step; a second call changes nothing
-            with isolate_rng():
-                batches = list(itertools.islice(_fresh(trainer.train_dataloader), self.calibration))
-            batches = ranks.gather_batches(trainer, batches)
-        else:
-            batches = list(self.calibration)
-        whole = type(pl_module).forward is not LightningModule.forward
-        with isolate_rng():
-            edgemat.calibrate(pl_module if whole else found.network, batches)
 
     def _resolved(self, trainer: Trainer) -> dict[str, int]:
         """The moments in steps."""
@@ -388,15 +363,3 @@ def _check_used(found: Found) -> None:
                 f"parameter {name!r} got no gradient, as delayed formats do, which DDP must be told; use "
                 "Trainer(strategy='ddp_find_unused_parameters_true')"
             )
-
-
-def _fresh(loader: Any) -> Iterable[Any]:
-    """A loader to iterate, without disturbing the workers that the training's own iterator keeps."""
-    if isinstance(loader, Mapping | Sequence):
-        raise EdgematError(
-            "QATCallback: the training data are several loaders, expected one; pass the batches as calibration="
-        )
-    if isinstance(loader, DataLoader) and loader.persistent_workers:
-        loader = copy.copy(loader)
-        loader._iterator = None
-    return loader
