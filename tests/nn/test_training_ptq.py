@@ -65,19 +65,26 @@ def test_each_layer_is_corrected_behind_the_corrected_ones() -> None:
     plain = edgemat.ptq(model, [x], COARSE, bias_correction=False)
     q = edgemat.ptq(model, [x], COARSE)
 
-    def bias(layer, inputs: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    def bias(layer, inputs: torch.Tensor, wanted: torch.Tensor, high: float | None) -> torch.Tensor:
+        """The bias less the shift of the mean of what the ReLU behind it lets through, up to its rail."""
         weight, rounded = (v.detach().double() for v in layer.quantized())
-        return layer.bias.double() - (inputs.double() @ weight.T + rounded - wanted.double()).mean(0)
+        found, wanted = inputs.double() @ weight.T + rounded, wanted.double()
+        if high is not None:
+            found, wanted = found.clamp(0.0, high), wanted.clamp(0.0, high)
+        return layer.bias.double() - (found - wanted).mean(0)
 
     entry = next(m for n, m in q.named_modules() if n == "input_1_quantizer")(x)
-    first = bias(plain.get_submodule("0"), entry, model[0](x))
+    rail = 15 * 2.0 ** -q.get_submodule("1").output_quantizer.exponent()
+    first = bias(plain.get_submodule("0"), entry, model[0](x), rail)
     torch.testing.assert_close(q.get_submodule("0").bias.double(), first, rtol=0, atol=1e-6)
+    unclamped = bias(plain.get_submodule("0"), entry, model[0](x), None)
+    assert (q.get_submodule("0").bias.double() - unclamped).abs().max() > 1e-3  # the first control
     hidden = q.get_submodule("1")(q.get_submodule("0")(entry))
-    second = bias(plain.get_submodule("2"), hidden, model(x))
+    second = bias(plain.get_submodule("2"), hidden, model(x), None)
     torch.testing.assert_close(q.get_submodule("2").bias.double(), second, rtol=0, atol=1e-6)
     uncorrected = plain.get_submodule("1")(plain.get_submodule("0")(entry))
-    wrong = bias(plain.get_submodule("2"), uncorrected, model(x))
-    assert (q.get_submodule("2").bias.double() - wrong).abs().max() > 1e-3  # the control: all layers at once
+    wrong = bias(plain.get_submodule("2"), uncorrected, model(x), None)
+    assert (q.get_submodule("2").bias.double() - wrong).abs().max() > 1e-3  # the second: all layers at once
 
 
 def test_only_biases_change_and_the_model_stays() -> None:

@@ -4,8 +4,11 @@
 1906.04721, section 4.2 and appendix D, the empirical form). Rounded weights and inputs shift the mean of a layer's
 output, ``E[y'] - E[y]``, by an amount that is the same for every sample and therefore can be taken off the bias. The
 layers are corrected in the order of the forward pass, each with the corrected ones before it, per output channel:
-means over the calibration batches (and positions) of the float network's result before the output quantiser, and of
-the quantised one's.
+means over the calibration batches (and positions) of the float network's result, and of the quantised one's.
+
+Where a quantiser follows (with its ReLU), the means are those of the results clamped to what it holds: a shift of
+values that saturate anyway is none. With few bits this matters: without it, a few large values that lose their
+mean to saturation pull the bias of all others along.
 """
 
 from __future__ import annotations
@@ -19,9 +22,11 @@ from torch import Tensor, nn
 
 from edgemat.errors import FormatError
 from edgemat.nn.batch_norm import QuantBatchNorm, folded_scale
+from edgemat.nn.bipolar import BipolarQuantizer
 from edgemat.nn.calibration import calibrate, limit_weights, observe
 from edgemat.nn.conversion import quantize
 from edgemat.nn.layer import exact_arithmetic
+from edgemat.nn.learned_activation import LearnedActivationQuantizer
 from edgemat.nn.linear import QuantLinear, WeightedLayer
 from edgemat.nn.training.reference import real_values
 from edgemat.nn.training.traversal import parts_in_order
@@ -72,7 +77,7 @@ def correct_biases(q: nn.Module, batches: list[Any]) -> dict[str, Tensor]:
     """Takes the shift of each layer's mean output off its bias, in place; `q` must be calibrated and in eval mode.
 
     Returns:
-        What was subtracted from each layer's output, by name: float64, one entry per channel.
+        What was subtracted from each layer's result, by name: float64, one entry per channel.
     """
     layers = [(name, part) for name, part in parts_in_order(q) if isinstance(part, Biased)]
     with real_values(q):
@@ -89,12 +94,12 @@ def correct_biases(q: nn.Module, batches: list[Any]) -> dict[str, Tensor]:
 
 
 def _means(q: nn.Module, layers: dict[str, Biased], batches: list[Any]) -> dict[str, Tensor]:
-    """Mean of each layer's result before its output quantiser, per channel, float64."""
+    """Mean of each layer's result, clamped to what its output quantiser holds, per channel, float64."""
     sums: dict[str, Tensor] = {}
     counts: dict[str, int] = {}
 
     def note(name: str, layer: Biased, x: Tensor) -> None:
-        y = _result(layer, x)
+        y = _held(layer, _result(layer, x))
         channels = y.dim() - 1 if isinstance(layer, QuantLinear) else 1
         axes = [d for d in range(y.dim()) if d != channels]
         sums[name] = sums.get(name, 0.0) + y.double().sum(axes)
@@ -125,6 +130,25 @@ def _result(layer: Biased, x: Tensor) -> Tensor:
     observing = source is not None and source.observing
     a, b = (layer.real_affine if observing else layer.quantized)(layer.running_mean, layer.running_var)
     return x.double() * a.double().view(shape) + b.double().view(shape)
+
+
+def _held(layer: Biased, y: Tensor) -> Tensor:
+    """`y` clamped to what the quantiser directly behind the layer holds; as it is without one that saturates."""
+    quantizer = layer.next_quantizer
+    if isinstance(quantizer, LearnedActivationQuantizer):
+        low, high = quantizer._bounds(y.dim(), y.dtype)[2:4]
+        return torch.maximum(torch.minimum(y, high), low)
+    if (
+        quantizer is None
+        or isinstance(quantizer, BipolarQuantizer)
+        or quantizer.grid.overflow not in ("SAT", "SAT_SYM")
+    ):
+        return y
+    step = torch.exp2(-quantizer.exponents().to(y.dtype))
+    if step.dim():
+        step = step.view([-1 if d == quantizer.axis else 1 for d in range(y.dim())])
+    low = max(quantizer.grid.low, 0) if quantizer.relu else quantizer.grid.low
+    return torch.maximum(torch.minimum(y, quantizer.grid.high * step), low * step)
 
 
 def _shift(layer: Biased, amount: Tensor) -> None:
