@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from edgemat.errors import FormatError
-from edgemat.formats import Fixed
+from edgemat.formats import OVERFLOWS, ROUNDINGS, Fixed
+from edgemat.nn import compiled
 from edgemat.nn.quantizer import FixedQuantizer
 from edgemat.nn.rounding import LN2, Grid, channel_factors, round_doubled_
 from edgemat.signed_digits import KHOT, project, sparse_codes, thresholds
@@ -116,6 +117,51 @@ class ProjectChannels(torch.autograd.Function):
         return inside, df, None, None, None
 
 
+@lru_cache(maxsize=256)
+def _onto(width: int, signed: int, rounding: int, overflow: int, khot: int) -> Projection:
+    return projection(Grid.of(Fixed(width, None, bool(signed), ROUNDINGS[rounding], OVERFLOWS[overflow])), khot)
+
+
+@torch.library.custom_op("edgemat::khot", mutates_args=())
+def _compiled(x: Tensor, frac: Tensor, spec: list[int], khot: int, axis: int, scale: Tensor | None) -> Tensor:
+    """`ProjectChannels` as an operator that `torch.compile` takes into its graph whole."""
+    return ProjectChannels.apply(x.detach(), frac.detach(), _onto(*spec[:4], khot), axis, scale).contiguous()
+
+
+@_compiled.register_fake
+def _(x: Tensor, frac: Tensor, spec: list[int], khot: int, axis: int, scale: Tensor | None) -> Tensor:
+    return torch.empty_like(x, dtype=torch.float32 if spec[0] <= 24 else torch.float64).contiguous()
+
+
+@torch.library.custom_op("edgemat::khot_backward", mutates_args=())
+def _compiled_backward(
+    g: Tensor, x: Tensor, frac: Tensor, spec: list[int], khot: int, axis: int, scale: Tensor | None
+) -> list[Tensor]:
+    with torch.enable_grad():
+        given, points = x.detach().requires_grad_(), frac.detach().requires_grad_()
+        y = ProjectChannels.apply(given, points, _onto(*spec[:4], khot), axis, scale)
+    return [part.contiguous() for part in torch.autograd.grad(y, (given, points), g.to(y.dtype))]
+
+
+@_compiled_backward.register_fake
+def _(g: Tensor, x: Tensor, frac: Tensor, spec: list[int], khot: int, axis: int, scale: Tensor | None) -> list[Tensor]:
+    return [torch.empty_like(x).contiguous(), torch.empty_like(frac)]
+
+
+def _keep(ctx: Any, inputs: Any, output: Tensor) -> None:
+    x, frac, *ctx.setting, scale = inputs
+    ctx.save_for_backward(x, frac, scale)
+
+
+def _gradients(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+    x, frac, scale = ctx.saved_tensors
+    dx, df = _compiled_backward(g, x, frac, *ctx.setting, scale)
+    return dx, df, None, None, None, None
+
+
+_compiled.register_autograd(_gradients, setup_context=_keep)
+
+
 class KHotQuantizer(FixedQuantizer):
     """Quantises weights, scales or slopes to sums of at most `khot` signed powers of two.
 
@@ -161,8 +207,12 @@ class KHotQuantizer(FixedQuantizer):
             x = x.float()
         if not self._ready:
             self._settle(x)
-        frac = self.frac if self.per_channel else self.frac.view(1)
-        return ProjectChannels.apply(x, frac, self.onto, self.axis, None)
+        return self._projected(x, self.frac if self.per_channel else self.frac.view(1), None)
+
+    def _projected(self, x: Tensor, frac: Tensor, scale: Tensor | None) -> Tensor:
+        if compiled.compiling():
+            return _compiled(x, frac, compiled.specification(self.grid), self.khot, self.axis, scale)
+        return ProjectChannels.apply(x, frac, self.onto, self.axis, scale)
 
     def folded(self, weight: Tensor, scale: Tensor) -> Tensor:
         """``Q(weight * scale) / scale`` for weights with a batch norm folded in."""
@@ -170,8 +220,7 @@ class KHotQuantizer(FixedQuantizer):
             shape = [1] * weight.dim()
             shape[self.axis] = -1
             self._settle(weight * scale.view(shape))
-        frac = self.frac if self.per_channel else self.frac.expand(scale.numel())
-        return ProjectChannels.apply(weight, frac, self.onto, self.axis, scale)
+        return self._projected(weight, self.frac if self.per_channel else self.frac.expand(scale.numel()), scale)
 
     def round_codes(self, values: Tensor, scale: float) -> Tensor:
         """Codes of values times `scale`, as integral floats."""

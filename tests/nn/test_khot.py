@@ -275,3 +275,21 @@ def test_a_file_that_promises_too_much_is_refused(tmp_path) -> None:
             attribute.i = 7
     with pytest.raises(LoweringError, match="khot is 7; expected one of 1, 2, 3"):
         read_bytes(model.SerializeToString())
+
+
+@pytest.mark.parametrize("text", ["fixed<6>", "fixed<14>"])
+def test_compiled_steps_have_the_bits_of_eager_ones(text: str) -> None:
+    """One operator in the graph, no break, the same values and gradients."""
+    eager, traced = (KHotQuantizer(text, 2, channels=3).train() for _ in range(2))
+    for q in (eager, traced):
+        q.set_frac(torch.tensor([3.0, 4.0, 2.0]))
+    w = torch.randn(3, 5, generator=torch.Generator().manual_seed(2))
+    scale = torch.tensor([0.5, -1.5, 2.0])
+    compiled = torch.compile(lambda x: traced(x) + traced.folded(x, scale), backend="aot_eager", fullgraph=True)
+    a, b = w.clone().requires_grad_(), w.clone().requires_grad_()
+    expected = eager(a) + eager.folded(a, scale)
+    found = compiled(b)
+    (expected * w).sum().backward()
+    (found * w).sum().backward()
+    assert torch.equal(found, expected) and torch.equal(a.grad, b.grad)
+    assert torch.allclose(eager.frac.grad, traced.frac.grad)
