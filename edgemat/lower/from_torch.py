@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 import re
@@ -53,6 +54,10 @@ def lowered(module: torch.nn.Module, example_input: Example, *, name: str | None
 
     example = _two_samples(example_input)
     prepared = prepare_export(module)
+    if isinstance(example, dict):
+        # The exporter pairs keyword arguments with inputs by position: those of `forward`.
+        places = {name: place for place, name in enumerate(inspect.signature(prepared.forward).parameters)}
+        example = dict(sorted(example.items(), key=lambda item: places.get(item[0], len(places))))
     try:
         return _lowered(prepared, example, _legal(name or network_name(module)))
     except EdgematError as error:

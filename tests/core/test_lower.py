@@ -403,3 +403,19 @@ def test_padding_stays_apart_from_max_pooling(tmp_path, pads):
     with torch.no_grad():
         assert (found == module(x).numpy()).all()
     assert edgemat.verify(tmp_path / "padded.onnx", x.numpy(), backends=("onnx",), module=module).ok
+
+
+def test_inputs_by_name_may_come_in_any_order(tmp_path):
+    class Sum(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = torch.nn.Linear(4, 3), torch.nn.Linear(2, 3)
+
+        def forward(self, left, right):
+            return self.a(left) + self.b(right)
+
+    left, right = torch.randn(8, 4), torch.randn(8, 2)
+    q = edgemat.calibrate(edgemat.quantize(Sum()), [(left, right)])
+    for name, example in (("a", {"left": left, "right": right}), ("b", {"right": right, "left": left})):
+        edgemat.to_onnx(q, example, tmp_path / f"{name}.onnx")
+    assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
