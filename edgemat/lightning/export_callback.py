@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from edgemat.errors import EdgematError, ParityError
 from edgemat.exporting import TARGETS, export
 from edgemat.lightning import ranks
-from edgemat.lightning.network import Arguments, Capture, Found, find_network, input_names, is_compiled
+from edgemat.lightning.network import Arguments, Capture, Found, find_network, is_compiled
 from edgemat.lightning.network import arguments_of as arguments_of_batch
 from edgemat.lower import read, to_onnx
 from edgemat.verification.report import Report
@@ -204,10 +204,8 @@ class ExportCallback(Callback):
         """
         check_folder(self.folder)
         copied = copy.deepcopy(network).to("cpu").eval()
-        order = {name: place for place, name in enumerate(input_names(network))}
-        named = dict(sorted(arguments.kwargs.items(), key=lambda item: order.get(item[0], len(order))))
-        example: Any = named or arguments.args
-        if named and arguments.args:
+        example: Any = arguments.kwargs or arguments.args
+        if arguments.kwargs and arguments.args:
             raise EdgematError(
                 "ExportCallback saw the network called with inputs by position and by name, expected one of the two; "
                 "pass example_input="
