@@ -21,11 +21,19 @@ from torch import Tensor, nn
 
 from edgemat.errors import FormatError
 from edgemat.formats import Fixed
+from edgemat.nn import native
 from edgemat.nn.emission import exporting
 from edgemat.nn.quantizer import FixedQuantizer
 from edgemat.nn.rounding import LN2, range_frac, round_doubled_
 
 POINT_LIMIT = 60
+
+
+def _blocks(x: Tensor, step: Tensor) -> tuple[int, int, int]:
+    """Batch, channels and size of a channel's map; everything is one map where there is one step."""
+    if step.dim() == 0:
+        return 1, 1, x.numel()
+    return x.shape[0], x.shape[1], x.numel() // max(x.shape[0] * x.shape[1], 1)
 
 
 class _Saturated(torch.autograd.Function):
@@ -43,15 +51,28 @@ class _Saturated(torch.autograd.Function):
         carrier: torch.dtype,
     ) -> Tensor:
         double, step, low, high, peak = bounds
-        y = round_doubled_(x * double, rounding).mul_(step).clamp_(low, high)
         ctx.relu, ctx.shape = relu, frac.shape
+        passes = native.kernel(x) if rounding == "RND" and any(ctx.needs_input_grad) else None
+        if passes is not None:
+            y = torch.empty_like(x)
+            pointers = (t.data_ptr() for t in (y, x, double, step, low, high))
+            passes.edgemat_saturate(*pointers, *_blocks(x, step), torch.get_num_threads())
+            ctx.save_for_backward(x, y, step, low, high, peak)
+            return y
+        y = round_doubled_(x * double, rounding).mul_(step).clamp_(low, high)
         ctx.save_for_backward(x, y, step, low, high, peak)
         return y.float() if x.dtype == torch.float64 and carrier == torch.float32 else y
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, y, step, low, high, peak = ctx.saved_tensors
-        g = grads[0].to(x.dtype)
+        g = grads[0].to(x.dtype).contiguous()
+        passes = None if torch.is_grad_enabled() else native.kernel(g, x, y)
+        if passes is not None:
+            dx, df, dw = torch.empty_like(x), torch.empty(ctx.shape), torch.empty(ctx.shape)
+            pointers = (t.data_ptr() for t in (dx, df, dw, g, x, y, step, low, high, peak))
+            passes.edgemat_saturate_backward(*pointers, *_blocks(x, step), int(ctx.relu), torch.get_num_threads())
+            return dx, df, dw, None, None, None, None
         error = x - y
         # Rounding moves a value by at most a step; beyond that, on a rail, it was clamped.
         half = step * 0.5
@@ -101,10 +122,10 @@ class LearnedActivationQuantizer(FixedQuantizer):
 
     def __init__(self, format: str | Fixed, channels: int | None = None, relu: bool = False, role: str = "requantize"):
         fmt = Fixed.parse(format) if isinstance(format, str) else format
-        if fmt.bipolar or fmt.overflow not in ("SAT", "SAT_SYM") or fmt.per_channel or fmt.width < 1 + fmt.signed:
+        if fmt.bipolar or fmt.overflow not in ("SAT", "SAT_SYM") or fmt.per_channel or not fmt.signed < fmt.width <= 24:
             raise FormatError(
-                f"an activation of learned width is {fmt}, expected one ceiling that saturates, of at least one bit "
-                "beside the sign, such as 'fixed<8>'"
+                f"an activation of learned width is {fmt}, expected one ceiling that saturates, of one bit "
+                "beside the sign to 24 bits in all, such as 'fixed<8>'"
             )
         super().__init__(Fixed(fmt.width, None, fmt.signed, fmt.rounding, fmt.overflow), channels, 1, relu, role)
         self.finest_stated = POINT_LIMIT if fmt.int_bits is None else int(fmt.fracs[0])

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from edgemat.errors import FormatError
 from edgemat.formats import Fixed
+from edgemat.nn import native
 from edgemat.nn.quantizer import FixedQuantizer
 from edgemat.nn.rounding import LN2, power_of_two, round_doubled_
 
@@ -64,6 +65,17 @@ class Groups:
             self.shape = ()
         else:
             self.shape = tuple(shape[d] if d == axis else 1 for d in dims)
+        self.rows = self._rows(shape, axis, rows)
+
+    def _rows(self, shape: Sequence[int], axis: int, rows: bool) -> tuple[int, int, int, int] | None:
+        """Rows, their size, weights of an entry and entries of a row, where weights lie row by row; else None."""
+        if rows and (axis != 0 or not self.shape):
+            return None
+        count = shape[0] if rows else 1
+        size = math.prod(shape) // max(count, 1)
+        entries = math.prod(self.shape) // max(count, 1)
+        per = self.size * math.prod(shape[2:]) if self.size else size // max(entries, 1)
+        return count, size, max(per, 1), entries
 
     def highest(self, values: Tensor) -> Tensor:
         """Largest value of each output channel, dimensions kept."""
@@ -192,7 +204,7 @@ class LearnedWidthQuantizer(FixedQuantizer):
         self.register_buffer("points", torch.zeros(() if outputs is None else (outputs,), dtype=torch.int32))
         self.register_buffer("span", torch.tensor(fmt.width, dtype=torch.int32))
         self.pull = PULL
-        self._kept: tuple[Tensor, Tensor] | None = None  # codes, and the weights they come from
+        self._kept: tuple[Tensor, Tensor, Tensor] | None = None  # codes, the weights they come from, and their bits
 
     # -- formats ---------------------------------------------------------------------------------------------------
     @property
@@ -244,6 +256,9 @@ class LearnedWidthQuantizer(FixedQuantizer):
     def _round(self, w: Tensor) -> Tensor:
         """Rounded weights; keeps their codes and the binary points they lie on."""
         w = w.float()
+        values = self._round_natively(w)
+        if values is not None:
+            return values
         ceiling = self._ceiling(w)
         if self.training and self._ready:
             top = ceiling if self.groups.shape else ceiling.amax()
@@ -257,7 +272,22 @@ class LearnedWidthQuantizer(FixedQuantizer):
             values = self._values(w, wanted, ceiling)
         codes = (values.double() * power_of_two(ceiling, torch.float64)).to(torch.int64)
         self._settle_points(codes, ceiling)
-        self._kept = codes, w
+        self._kept = codes, w, enclosed_bits(codes)
+        return values
+
+    def _round_natively(self, w: Tensor) -> Tensor | None:
+        """What `_round` does in one pass, or None where that is not possible."""
+        rows = self.groups.rows
+        passes = native.kernel(w, self.frac) if rows is not None and self.grid.rounding == "RND" else None
+        if passes is None:
+            return None
+        values, bits, codes = torch.empty_like(w), torch.empty_like(w), torch.empty_like(w, dtype=torch.int64)
+        tensors = values, codes, bits, self.points, self.span, self.frac, w
+        modes = self.grid.width, int(self.training and self._ready), int(self.grid.overflow == "SAT_SYM")
+        if passes.edgemat_round_groups(*(t.data_ptr() for t in tensors), *rows, *modes):
+            return None
+        torch.autograd.graph.increment_version(self.frac)
+        self._kept = codes, w, bits
         return values
 
     def _values(self, w: Tensor, wanted: Tensor, ceiling: Tensor) -> Tensor:
@@ -300,7 +330,8 @@ class LearnedWidthQuantizer(FixedQuantizer):
                 self._check_ready()
             self.fit(deployed)
         values = self._round(deployed)
-        self._kept = (self.codes_now(), x)
+        assert self._kept is not None
+        self._kept = self._kept[0], x, self._kept[2]
         if scale is not None:
             values = values / scale
         return _Rounded.apply(x, values, self.frac, self.groups)
@@ -333,7 +364,9 @@ class LearnedWidthQuantizer(FixedQuantizer):
 
         Differentiable in `frac` and in the weights; add what comes of it to the loss of that forward.
         """
-        return self._counted(enclosed_bits(self.codes_now()), 1.0)
+        self.codes_now()
+        assert self._kept is not None
+        return self._counted(self._kept[2], 1.0)
 
     def digits(self) -> Tensor:
         """Nonzero signed digits of the latest forward's codes; differentiable as `bits`, a third of a digit per bit."""

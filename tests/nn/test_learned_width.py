@@ -16,6 +16,7 @@ import edgemat
 from edgemat.errors import FormatError
 from edgemat.formats import Fixed, dequantize, holds_codes, quantize
 from edgemat.lower.reader import read
+from edgemat.nn import native
 from edgemat.nn.learned_activation import LearnedActivationQuantizer
 from edgemat.nn.learned_width import Groups, LearnedWidthQuantizer, enclosed_bits, signed_digits
 
@@ -70,6 +71,43 @@ def test_weights_round_to_their_groups_fractional_bits():
     with torch.no_grad():
         q.frac[0, 0] -= 1  # the control: one fractional bit less for one weight
     assert not torch.equal(q(w).detach(), v) or v[0, 0] == 0 or (v[0, 0] / step[0, 0]) % 2 == 0
+
+
+@pytest.mark.skipif(native.load() is None, reason="install gcc for the native passes")
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("overflow", ["SAT", "SAT_SYM"])
+@pytest.mark.parametrize(("shape", "outputs", "axis", "groups", "expected"), SHAPES)
+def test_the_native_pass_has_the_bits_of_eager_torch(
+    shape, outputs, axis, groups, expected, overflow, training, monkeypatch
+):
+    w = weights(shape)
+    w[-1] = 0.0  # a channel of zeros
+    found = []
+    for lacking in (False, True):
+        if lacking:
+            monkeypatch.setattr(native, "kernel", lambda *tensors: None)
+        for width in (2, 3, 8):
+            q = LearnedWidthQuantizer(
+                f"fixed<{width},0,RND,{overflow}>".replace(",0", ""), shape, outputs, axis, groups
+            )
+            q.fit(w)
+            q.train(training)
+            with torch.no_grad():
+                q.frac.sub_(torch.rand(q.frac.shape, generator=torch.Generator().manual_seed(3)) * 6 - 1)
+            v = q(w).detach()
+            found.append(
+                (
+                    lacking,
+                    v,
+                    q.codes_now(),
+                    q.bits().detach(),
+                    q.points.clone(),
+                    q.span.clone(),
+                    q.frac.detach().clone(),
+                )
+            )
+    for (_, *first), (_, *second) in zip(found[:3], found[3:], strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
 def test_gradient_of_the_fractional_bits_is_the_rounding_error():
@@ -195,6 +233,30 @@ def test_float64_values_are_rounded_once():
     q = activation([8], [2], True).requires_grad_(False)
     x = torch.tensor([[0.125 - 2.0**-40]], dtype=torch.float64)  # float32 would make it a tie, which rounds up
     assert q(x).item() == 0.0 and q(x.float()).item() == 0.25
+
+
+@pytest.mark.skipif(native.load() is None, reason="install gcc for the native passes")
+@pytest.mark.parametrize("relu", [True, False])
+@pytest.mark.parametrize("shape", [(7, 4), (3, 4, 5, 5), (40, 4, 20, 20)])
+def test_the_native_passes_of_activations_have_the_bits_of_eager_torch(shape, relu, monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randint(-40, 40, shape, generator=generator).float() / 8
+    g = torch.randn(shape, generator=generator)
+    found = []
+    for lacking in (False, True):
+        if lacking:
+            monkeypatch.setattr(native, "kernel", lambda *tensors: None)
+        for signed in (True, False):
+            q = activation([5, 3, 0, 8], [2, 4, 0, -1], signed)
+            q.relu = relu
+            given = x.clone().requires_grad_()
+            y = q(given)
+            y.backward(g)
+            found.append((y.detach(), given.grad, q.frac.grad, q.whole.grad))
+    for first, second in zip(found[:2], found[2:], strict=True):
+        assert torch.equal(first[0], second[0]) and torch.equal(first[1], second[1])
+        for a, b in zip(first[2:], second[2:], strict=True):
+            assert torch.allclose(a, b, rtol=1e-4, atol=1e-3 * a.abs().max())
 
 
 def test_gradients_of_saturation_are_those_of_the_value_that_stands_there():
