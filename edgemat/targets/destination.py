@@ -1,7 +1,13 @@
-"""Where a project may be written: what an export would replace has to be an earlier export."""
+"""Where a project may be written, and how: whole or not at all.
+
+What an export would replace has to be an earlier export; it goes only when its successor stands complete beside it.
+"""
 
 from __future__ import annotations
 
+import shutil
+import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from edgemat.errors import EdgematError
@@ -40,3 +46,50 @@ def _signed(path: Path) -> bool:
         return False
     with path.open("rb") as file:
         return SIGNATURE in file.read(1024)
+
+
+def write_files(files: Mapping[str, str | bytes], folder: Path) -> None:
+    """Writes files below a folder; texts as UTF-8 with Unix line ends."""
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
+
+
+def write_project(files: Mapping[str, str | bytes], output: Path, target: str, marker: str) -> Path:
+    """Writes a project; an earlier one at that place is replaced when the new one is complete.
+
+    Args:
+        files: Contents by relative path.
+        output: Folder to write.
+        target: Name of the target, for messages.
+        marker: Name of a file at the top of every project of that target.
+
+    Returns:
+        The folder.
+
+    Raises:
+        EdgematError: it cannot be written; what was there is still there, and nothing else.
+    """
+    check_destination(output, target, marker)
+    staging = None
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
+        write_files(files, staging / "new")
+        if output.exists():
+            output.rename(staging / "old")
+        try:
+            (staging / "new").rename(output)
+        except BaseException:
+            if (staging / "old").exists():
+                (staging / "old").rename(output)
+            raise
+    except OSError as error:
+        raise EdgematError(
+            f"folder {output} cannot be written ({error.strerror}); make room or choose another"
+        ) from error
+    finally:
+        if staging is not None:
+            shutil.rmtree(staging, ignore_errors=True)
+    return output

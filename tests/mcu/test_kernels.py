@@ -12,10 +12,11 @@ from edgemat.op import Call
 from edgemat.ops import BY_NAME, OPS
 from edgemat.ops.cases import constant, random_codes, tensor
 from edgemat.targets import toolchain
+from edgemat.targets.destination import write_files
 from edgemat.targets.mcu import emulator, variants
 from edgemat.targets.mcu.generator import project
 from edgemat.targets.mcu.host import SANITIZE, STRICT, HostProgram
-from edgemat.targets.mcu.library import kernel_folder, write_files
+from edgemat.targets.mcu.library import kernel_folder
 from edgemat.targets.mcu.sample import run_reference
 from tests.mcu.case_graphs import CaseGraph, feeds, side_by_side
 

@@ -12,9 +12,8 @@ from edgemat import formats
 from edgemat.errors import EdgematError
 from edgemat.formats import OVERFLOWS, ROUNDINGS, Fixed
 from edgemat.ops.cases import tensor
-from edgemat.targets import toolchain
+from edgemat.targets import destination, toolchain
 from edgemat.targets.identifiers import Identifiers, identifier
-from edgemat.targets.mcu import generator
 from edgemat.targets.mcu.generator import export, project
 from edgemat.targets.mcu.host import STRICT
 from tests.mcu import networks
@@ -96,10 +95,11 @@ def test_an_existing_project_is_replaced_and_nothing_else(tmp_path) -> None:
 @pytest.mark.parametrize("interruption", [OSError(28, "No space left on device"), KeyboardInterrupt()])
 def test_an_interrupted_export_leaves_nothing(tmp_path, monkeypatch, interruption) -> None:
     def fail(files, folder) -> None:
+        folder.mkdir()
         (folder / "model.h").write_text("half")
         raise interruption
 
-    monkeypatch.setattr(generator, "write_files", fail)
+    monkeypatch.setattr(destination, "write_files", fail)
     expected = EdgematError if isinstance(interruption, OSError) else KeyboardInterrupt
     with pytest.raises(expected, match="No space left" if expected is EdgematError else None):
         export(networks.residual(), tmp_path / "net")
@@ -226,7 +226,7 @@ def check_ports(texts, tmp_path, cc) -> None:
         net.output(net.reshape("view", x, (3, 5, 1)))
         folder = tmp_path / str(index)
         made = project(net)
-        generator.write_files(made.files(example=False), folder)
+        destination.write_files(made.files(example=False), folder)
         real = made.outputs[0].real_type
         (folder / "real.c").write_text(REAL.format(p="em_real", u="EM_REAL", real=real))
         sources = [folder / file for file in ("real.c", "model.c", "kernels.c", "weights.c")]

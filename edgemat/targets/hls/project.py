@@ -7,29 +7,26 @@ target and renames it on success. The same graph and plan give the same bytes.
 from __future__ import annotations
 
 import re
-import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
 import edgemat
 from edgemat.errors import EdgematError
-from edgemat.targets.destination import check_destination
+from edgemat.targets.destination import write_project
 from edgemat.targets.hls.config import Config, ConstantArray
 from edgemat.targets.hls.design import COMPLETE_ELEMENTS, REGISTER_PORT_BITS, Design, make_design
 from edgemat.targets.hls.plan import Plan, load_plan
 from edgemat.targets.hls.process import Channel
 from edgemat.targets.hls.vectors import encode, sample_vectors
 from edgemat.targets.layout import Network, to_native
+from edgemat.targets.templates import render
 
 MARKER = "parameters.hpp"
+_PACKAGE = "edgemat.targets.hls"
 INLINE_ELEMENTS = 256
 _SIM = ("hls_stream.h", "edgemat_trace.h", "ap_axi_sdata.h")
 
@@ -215,19 +212,19 @@ class Project:
             vectors: include samples and their expected codes (the reference computes them).
         """
         made = {
-            f"{self.top}.hpp": _render("top.hpp", p=self),
-            f"{self.top}.cpp": _render("top.cpp", p=self),
-            f"{self.top}_host.hpp": _render("host.hpp", p=self),
-            "parameters.hpp": _render("parameters.hpp", p=self),
-            "testbench.cpp": _render("testbench.cpp", p=self),
-            "build_hls.tcl": _render("build_hls.tcl", p=self),
-            "hls_config.cfg": _render("hls_config.cfg", p=self),
-            "Makefile": _render("Makefile", p=self),
+            f"{self.top}.hpp": render(_PACKAGE, "top.hpp", p=self),
+            f"{self.top}.cpp": render(_PACKAGE, "top.cpp", p=self),
+            f"{self.top}_host.hpp": render(_PACKAGE, "host.hpp", p=self),
+            "parameters.hpp": render(_PACKAGE, "parameters.hpp", p=self),
+            "testbench.cpp": render(_PACKAGE, "testbench.cpp", p=self),
+            "build_hls.tcl": render(_PACKAGE, "build_hls.tcl", p=self),
+            "hls_config.cfg": render(_PACKAGE, "hls_config.cfg", p=self),
+            "Makefile": render(_PACKAGE, "Makefile", p=self),
         }
         for node in self.nodes:
             for array in node.arrays:
                 if array.file:
-                    made[array.file] = _render("weights.hpp", array=array)
+                    made[array.file] = render(_PACKAGE, "weights.hpp", array=array)
         contents = {name: text.encode() for name, text in made.items()}
         for name in library_closure([*self.includes, "rounding", "types", self.testbench_header, "boundary"]):
             contents[f"include/edgemat/{name}"] = library().joinpath("include", "edgemat", name).read_bytes()
@@ -312,52 +309,4 @@ def export(graph: Any, output: Path | str, **options: Any) -> Path:
     Raises:
         EdgematError: it cannot be written; nothing is left behind.
     """
-    files = project(graph, plan_from(**options)).files()
-    output = Path(output)
-    check_destination(output, "hls", MARKER)
-    staging = None
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
-        write_files(files, staging / "new")
-        if output.exists():
-            output.rename(staging / "old")
-        try:
-            (staging / "new").rename(output)
-        except BaseException:
-            if (staging / "old").exists():
-                (staging / "old").rename(output)
-            raise
-    except OSError as error:
-        raise EdgematError(
-            f"folder {output} cannot be written ({error.strerror}); make room or choose another"
-        ) from error
-    finally:
-        if staging is not None:
-            shutil.rmtree(staging, ignore_errors=True)
-    return output
-
-
-def write_files(files: dict[str, bytes], folder: Path) -> None:
-    """Write file contents below a folder."""
-    for name, data in files.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
-
-
-def _render(name: str, **context: Any) -> str:
-    return _environment().get_template(f"{name}.j2").render(**context)
-
-
-@lru_cache(maxsize=1)
-def _environment() -> jinja2.Environment:
-    folder = resources.files("edgemat.targets.hls").joinpath("templates")
-    return jinja2.Environment(
-        loader=jinja2.FunctionLoader(lambda name: folder.joinpath(name).read_text(encoding="utf-8")),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        autoescape=False,
-    )
+    return write_project(project(graph, plan_from(**options)).files(), Path(output), "hls", MARKER)

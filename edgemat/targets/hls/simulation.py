@@ -15,8 +15,9 @@ import numpy as np
 from edgemat.errors import ToolchainError
 from edgemat.targets import toolchain
 from edgemat.targets.apheaders import require_ap_headers
+from edgemat.targets.destination import write_files
 from edgemat.targets.hls.plan import Plan
-from edgemat.targets.hls.project import Project, project, write_files
+from edgemat.targets.hls.project import Project, project
 from edgemat.targets.hls.vectors import decode, encode
 
 STRICT = ("-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-Wno-uninitialized", "-Wno-maybe-uninitialized")

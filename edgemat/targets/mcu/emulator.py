@@ -20,9 +20,10 @@ import numpy as np
 
 from edgemat.errors import ToolchainError
 from edgemat.targets import toolchain
+from edgemat.targets.destination import write_files
 from edgemat.targets.mcu.generator import project
 from edgemat.targets.mcu.host import element_dtype, no_room, pack_samples, unpack_samples
-from edgemat.targets.mcu.library import Project, write_files
+from edgemat.targets.mcu.library import Project
 
 _TARGETS = {
     "cortex-m4": ("-target", "thumb-freestanding-eabi", "-mcpu=cortex_m4"),

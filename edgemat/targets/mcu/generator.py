@@ -6,9 +6,6 @@ folder beside the target and renames that on success. The same graph gives the s
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from edgemat.errors import EdgematError, UnsupportedOpError
-from edgemat.targets.destination import check_destination
+from edgemat.errors import UnsupportedOpError
+from edgemat.targets.destination import write_project
 from edgemat.targets.identifiers import Identifiers, identifier
 from edgemat.targets.layout import NativeTensor, Network, to_native
 from edgemat.targets.mcu.arena import Arena, plan_arena, tensor_bytes
@@ -31,7 +28,6 @@ from edgemat.targets.mcu.library import (
     Traced,
     array_text,
     member_text,
-    write_files,
 )
 from edgemat.targets.mcu.storage import ConstantArray, c_type, literal, size_of, storage
 from edgemat.targets.mcu.variants import KERNELS, KernelCall, Variant, plan_calls
@@ -77,40 +73,7 @@ def export(graph: Any, output: Path | str, products: str = "shift_add") -> Path:
     Raises:
         EdgematError: it cannot be written; nothing is left behind.
     """
-    files = project(graph, products).files()
-    output = Path(output)
-    check_destination(output, "mcu", "model.h")
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
-    except OSError as error:
-        raise EdgematError(f"folder {output} cannot be written ({error.strerror}); choose another") from error
-    try:
-        write_files(files, staging)
-        staging.chmod(0o755)
-        _replace(staging, output)
-    except OSError as error:
-        raise EdgematError(
-            f"folder {output} cannot be written ({error.strerror}); make room or choose another"
-        ) from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-    return output
-
-
-def _replace(staging: Path, output: Path) -> None:
-    if not output.exists():
-        os.replace(staging, output)
-        return
-    old = Path(tempfile.mkdtemp(prefix=f".{output.name}-old-", dir=output.parent))
-    os.replace(output, old / "previous")
-    try:
-        os.replace(staging, output)
-    except BaseException:
-        os.replace(old / "previous", output)
-        raise
-    finally:
-        shutil.rmtree(old, ignore_errors=True)
+    return write_project(project(graph, products).files(), Path(output), "mcu", "model.h")
 
 
 class _Planner:

@@ -12,9 +12,10 @@ import numpy as np
 
 from edgemat.errors import ToolchainError
 from edgemat.targets import toolchain
+from edgemat.targets.destination import write_files
 from edgemat.targets.layout import NativeTensor
 from edgemat.targets.mcu.generator import project
-from edgemat.targets.mcu.library import Project, write_files
+from edgemat.targets.mcu.library import Project
 from edgemat.targets.mcu.storage import size_of, storage
 
 SANITIZE = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g")

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from importlib import resources
-from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 
 from edgemat.targets.layout import NativeTensor, Network
@@ -15,7 +13,9 @@ from edgemat.targets.mcu.arena import Arena, tensor_bytes
 from edgemat.targets.mcu.sample import sample_codes
 from edgemat.targets.mcu.storage import c_type, literal
 from edgemat.targets.mcu.variants import Variant
+from edgemat.targets.templates import render
 
+_PACKAGE = "edgemat.targets.mcu"
 _HEADERS = (
     "edgemat_kernels.h", "edgemat_requantize.h", "edgemat_variant.h", "edgemat_variant_end.h", "edgemat_float.h"
 )  # fmt: skip
@@ -203,7 +203,7 @@ class Project:
         names = [name for name in _TEMPLATES if example or name not in ("main.c", "sample.h")]
         if example:
             context["samples"] = self.sample()
-        found = {name: _render(name, context) for name in names}
+        found = {name: render(_PACKAGE, name, **context) for name in names}
         needed = set(_HEADERS)
         for variant in self.variants:
             needed |= {variant.file, *_INCLUDED.get(variant.file, ())}
@@ -215,12 +215,12 @@ class Project:
 
     def harness(self, *, trace: bool = False) -> str:
         """The host runner's main file."""
-        return _render("harness.c", {"model": self, "trace": trace})
+        return render(_PACKAGE, "harness.c", model=self, trace=trace)
 
     def emulated(self, *, trace: bool = False) -> str:
         """The emulator's main file."""
         traced = sum(map(tensor_bytes, self.traced))
-        return _render("emulated.c", {"model": self, "trace": trace, "trace_bytes": traced})
+        return render(_PACKAGE, "emulated.c", model=self, trace=trace, trace_bytes=traced)
 
     def sample(self) -> tuple[ArrayText, ...]:
         """One sample of input codes and the reference's output codes."""
@@ -238,30 +238,6 @@ class Project:
 def kernel_folder() -> Any:
     """The kernel library, as a resource of this package."""
     return resources.files("edgemat.targets.mcu").joinpath("kernels")
-
-
-def _render(name: str, context: dict[str, Any]) -> str:
-    return _environment().get_template(f"{name}.j2").render(context)
-
-
-def _environment() -> jinja2.Environment:
-    folder = resources.files("edgemat.targets.mcu").joinpath("templates")
-    return jinja2.Environment(
-        loader=jinja2.FunctionLoader(lambda name: folder.joinpath(name).read_text(encoding="utf-8")),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        autoescape=False,
-    )
-
-
-def write_files(files: dict[str, str], folder: Path) -> None:
-    """Write rendered files below a folder, with Unix line ends."""
-    for name, text in files.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8", newline="\n")
 
 
 def array_text(name: str, element: str, values: np.ndarray, comment: str = "") -> ArrayText:
