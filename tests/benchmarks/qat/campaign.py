@@ -20,9 +20,10 @@ METHODS = ("ptq", "edgemat", "qfx", "brevitas", "hgq2")
 PEERS = ("brevitas", "hgq2")
 EXPORTED = ("ptq", "edgemat", "qfx")
 FRONT_EPOCHS = {"full": 100, "short": 8}
+_RAMP: tuple[tuple[str, float | str], ...] = (("first", 1e-6), ("last", 1e-3), ("rate", 2e-2), ("cycles", 10))
 FRONT_OPTIONS: dict[str, tuple[tuple[str, float | str], ...]] = {
-    "edgemat": (("first", 1e-6), ("last", 1e-3), ("rate", 2e-2), ("weight_bits", 6), ("data_bits", 6)),
-    "hgq2": (("first", 1e-6), ("last", 1e-3), ("rate", 2e-2), ("weights", "kif"), ("weight_bits", 3), ("data_bits", 3)),
+    "edgemat": (*_RAMP, ("weight_bits", 6), ("data_bits", 6)),
+    "hgq2": (*_RAMP, ("weights", "kif"), ("weight_bits", 3), ("data_bits", 3)),
 }
 TIMEOUT_S = 4 * 3600
 

@@ -27,6 +27,7 @@ def train(
     epochs: int,
     rate: float,
     groups: list[dict[str, Any]] | None = None,
+    cycles: int = 1,
     penalty: Callable[[], torch.Tensor] | None = None,
     after_epoch: Callable[[int], None] | None = None,
     after_step: Callable[[], None] | None = None,
@@ -40,6 +41,7 @@ def train(
         epochs: Passes over the samples.
         rate: Peak learning rate of groups without one.
         groups: Parameter groups, by default all parameters.
+        cycles: Parts after which the learning rate restarts.
         penalty: Added to the loss.
         after_epoch: Called with the epoch that ended.
         after_step: Called after each of the optimiser's steps.
@@ -52,7 +54,7 @@ def train(
         model.train()
         for rows in torch.from_numpy(order(job, epoch, len(x))):
             for group, peak in zip(optimizer.param_groups, peaks, strict=True):
-                group["lr"] = learning_rate(step, steps, peak)
+                group["lr"] = learning_rate(step, steps, peak, cycles)
             loss = F.cross_entropy(model(x[rows]), y[rows])
             if penalty is not None:
                 loss = loss + penalty()

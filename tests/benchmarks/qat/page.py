@@ -26,7 +26,7 @@ TITLES = {
     "lenet": "mnist, LeNet",
     "resnet8": "cifar10_jpeg, ResNet8",
 }
-BUDGETS = (500, 750, 1_000, 1_500, 2_000, 3_000, 4_000, 6_000, 8_000, 12_000)
+BUDGETS = (100, 200, 300, 500, 750, 1_000, 1_500, 2_000, 3_000, 4_000, 6_000, 8_000, 12_000)
 Row = dict[str, Any]
 
 
@@ -101,13 +101,15 @@ def exactness(rows: list[Row]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def fronts(rows: list[Row]) -> dict[str, np.ndarray]:
-    """The mean front of each method that has one."""
+def fronts(rows: list[Row], biases: bool = False) -> dict[str, np.ndarray]:
+    """The mean front of each method that has one; with `biases` their bits are part of the cost."""
     made = {}
     for method in ("edgemat", "hgq2"):
-        found = chosen(rows, "front", "mlp", method)
+        found = [row["result"]["points"] for row in chosen(rows, "front", "mlp", method)]
+        if biases:
+            found = [[{**p, "ebops": p["ebops"] + p["bias_bits"]} for p in points] for points in found]
         if found:
-            made[method] = mean_front([row["result"]["points"] for row in found])
+            made[method] = mean_front(found)
     return made
 
 
@@ -121,7 +123,10 @@ def front_table(rows: list[Row]) -> str:
         index = int(np.searchsorted(GRID, budget, side="right")) - 1
         cells = ["-" if np.isnan(front[index]) else f"{100 * front[index]:.2f}" for front in made.values()]
         lines.append(f"| {budget:,} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n\n" + verdict(made)
+    seeds = {m: len(chosen(rows, "front", "mlp", m)) for m in made}
+    counted = ", ".join(f"{LABELS[m]}: {n} seed{'s' if n > 1 else ''}" for m, n in seeds.items())
+    said = f"{verdict(made)}\nWith the bits of the biases added: {verdict(fronts(rows, biases=True))}"
+    return "\n".join(lines) + f"\n\n{counted}.\n\n{said}"
 
 
 def verdict(made: dict[str, np.ndarray]) -> str:

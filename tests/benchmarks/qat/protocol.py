@@ -160,12 +160,22 @@ def order(job: Job, epoch: int, samples: int) -> np.ndarray:
     return rows.reshape(steps, job.budget.batch)
 
 
-def learning_rate(step: int, steps: int, peak: float) -> float:
-    """Linear warm-up, then half a cosine to zero."""
-    rise = max(1, round(WARM_UP * steps))
+def learning_rate(step: int, steps: int, peak: float, cycles: int = 1) -> float:
+    """Linear warm-up, then half a cosine to zero; several cycles restart at the peak, without another warm-up.
+
+    Args:
+        step: The step.
+        steps: Number of steps.
+        peak: Largest rate.
+        cycles: Parts of equal length, each of which ends near zero.
+    """
+    length = steps / cycles
+    rise = max(1, round(WARM_UP * length))
     if step < rise:
         return peak * (step + 1) / rise
-    return peak * 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
+    first = rise if step < length else 0
+    place = (step % length if step >= length else step) - first
+    return peak * 0.5 * (1 + math.cos(math.pi * place / max(1.0, length - first)))
 
 
 def cost_weight(step: int, steps: int, first: float, last: float) -> float:

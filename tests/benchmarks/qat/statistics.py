@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-GRID = np.round(np.geomspace(200, 40_000, 81)).astype(int)
+GRID = np.round(np.geomspace(100, 40_000, 91)).astype(int)
 """EBOPs at which fronts are compared."""
 
 

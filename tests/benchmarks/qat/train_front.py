@@ -69,7 +69,18 @@ def run(job: Job, folder: Path) -> dict[str, Any]:
             found.append({"epoch": epoch, "ebops": cost, **reached})
             front.offer(q, reached["validation"], cost)
 
-        loop.train(q, split, job, job.budget.epochs, rate, groups, ramp.penalty, after_epoch, ramp.step)
+        loop.train(
+            q,
+            split,
+            job,
+            job.budget.epochs,
+            rate,
+            groups,
+            int(job.option("cycles", 1)),
+            ramp.penalty,
+            after_epoch,
+            ramp.step,
+        )
         states, points = [], []
         for point in front.points:
             front.load(q, point)

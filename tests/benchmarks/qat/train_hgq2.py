@@ -57,7 +57,9 @@ class Schedule(keras.callbacks.Callback):
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
         """One step begins."""
-        self.model.optimizer.learning_rate = learning_rate(self.step, self.steps, self.rate)
+        self.model.optimizer.learning_rate = learning_rate(
+            self.step, self.steps, self.rate, int(self.job.option("cycles", 1))
+        )
         if self.betas is not None:
             beta = cost_weight(self.step, self.steps, *self.betas)
             for layer in self.model.layers:
