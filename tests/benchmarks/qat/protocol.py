@@ -47,7 +47,7 @@ class Network:
 NETWORKS = {
     "mlp": Network(0, 2_434, (8, 4, True), 30, 20, 128, 5e-3, 5e-3),
     "lenet": Network(20_000, 5_000, (8, 8, False), 3, 2, 64, 2e-3, 2e-3),
-    "resnet8": Network(5_400, 600, (8, 7, True), 6, 2, 64, 3e-3, 2e-3, 2_000),
+    "resnet8": Network(3_000, 600, (8, 7, True), 6, 2, 64, 3e-3, 2e-3, 2_000),
 }
 SHORT = {
     "mlp": replace(NETWORKS["mlp"], float_epochs=6, epochs=4),
