@@ -136,7 +136,7 @@ def _held(layer: Biased, y: Tensor) -> Tensor:
     """`y` clamped to what the quantiser directly behind the layer holds; as it is without one that saturates."""
     quantizer = layer.next_quantizer
     if isinstance(quantizer, LearnedActivationQuantizer):
-        low, high = quantizer._bounds(y.dim(), y.dtype)[2:4]
+        low, high = quantizer._bounds(y)[2:4]
         return torch.maximum(torch.minimum(y, high), low)
     if (
         quantizer is None
