@@ -29,8 +29,11 @@ from edgemat.nn.rounding import (
 )
 from edgemat.nn.rounding import quantize_rows as native_rows
 
-compiling = torch.compiler.is_compiling
-"""Whether `torch.compile` is tracing."""
+
+def compiling() -> bool:
+    """Whether `torch.compile` is tracing; `torch.export`, which leads to ONNX, does not count."""
+    return torch.compiler.is_compiling() and not torch.compiler.is_exporting()
+
 
 _LIBRARY = torch.library.Library("edgemat", "DEF")
 
