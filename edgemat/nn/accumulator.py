@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 
 BOUNDS = ("auto", "a2q", "a2q+")
 _CANDIDATES = 8
+_TINY = 1e-100
+"""In place of a norm of 0: any quotient by it exceeds 1, and neither it nor its derivative overflows float64."""
 _MARGIN = 1.0 - 2.0**-20
 """More than float32 loses in scaling a weight (six times 2**-24); for caps of less than 2**19 it costs no code."""
 
@@ -197,7 +199,7 @@ class AccumulatorQuantizer(FixedQuantizer):
                 return weight
             self.start(weight)
         norms = row_norms(weight, self.axis, self.centred)
-        scale = self.norms() / norms.clamp_min(1e-300)
+        scale = self.norms() / norms.clamp_min(_TINY)
         return weight * self.along(torch.where(norms > 0.0, scale, 0.0).to(weight.dtype), weight)
 
     def norms(self) -> Tensor:
@@ -329,7 +331,7 @@ def limit(layer: WeightedLayer, quantizer: AccumulatorQuantizer, weight: Tensor,
     else:
         slope = (bias - constant) * unit
         # Where a side does not rise with k, any k will do: the quotient by a tiny number is more than 1.
-        sides = (((goal.room - 1 - s * offset) / (load + s * slope).clamp_min(1e-300)) for s in (1.0, -1.0))
+        sides = (((goal.room - 1 - s * offset) / (load + s * slope).clamp_min(_TINY)) for s in (1.0, -1.0))
         shrink = torch.minimum(*sides).clamp_max(1.0)
     rounded = layer.rounded_bias((offset + shrink * slope) / unit)
     exact = torch.ldexp(rounded.detach(), layer.accumulator_exponents()).expand(norms.shape)
@@ -339,9 +341,9 @@ def limit(layer: WeightedLayer, quantizer: AccumulatorQuantizer, weight: Tensor,
 def _folded_norms(layer: WeightedLayer, quantizer: AccumulatorQuantizer, weight: Tensor) -> Tensor:
     """`row_norms` of the folded weights, positive: from what `AccumulatorQuantizer.real` made them, where it did."""
     if not bool(quantizer.started):
-        return row_norms(weight, quantizer.axis, quantizer.centred).clamp_min(1e-300)
+        return row_norms(weight, quantizer.axis, quantizer.centred).clamp_min(_TINY)
     norms, scale = quantizer.norms(), layer.folding_scale()
-    return norms if scale is None else (norms * scale.abs()).clamp_min(1e-300)
+    return norms if scale is None else (norms * scale.abs()).clamp_min(_TINY)
 
 
 def _constant(layer: WeightedLayer, bias: Tensor | None) -> Tensor | None:

@@ -124,22 +124,25 @@ class Recipe:
     def from_toml(cls, source: str | os.PathLike[str]) -> Recipe:
         """Reads a recipe from a TOML file, or from TOML text (anything with a line break or an ``=``).
 
-        The keys are the recipe's own; rules are tables: ``[rules."stage1.*"]``, ``[types.Conv2d]``, ``[first]``.
+        The keys are the recipe's own; rules are tables: ``[rules."stage1.*"]``, ``[types.Conv2d]``, ``[first]``. Text
+        ``"none"`` stands for None: ``khot = "none"`` in a rule takes the recipe's `khot` back.
 
         Raises:
             FormatError: if the file cannot be read, is no TOML, or a key or value is wrong; names it and the nearest
                 right spelling.
         """
+        if not isinstance(source, str | os.PathLike):
+            raise FormatError(f"Recipe: the source is {source!r}, expected TOML text or the path of a TOML file")
         text, label = str(source), "the TOML text"
         if isinstance(source, os.PathLike) or not ("\n" in text or "=" in text):
             label = repr(text)
             try:
                 text = Path(source).read_text(encoding="utf-8")
-            except (OSError, UnicodeDecodeError) as error:
+            except (OSError, ValueError) as error:
                 raise FormatError(f"Recipe: {label} cannot be read ({error}); give the path of a TOML file") from None
         try:
             data = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
+        except (tomllib.TOMLDecodeError, RecursionError) as error:
             raise FormatError(f"Recipe: {label} is no TOML: {error}") from None
         return cls(**data)
 

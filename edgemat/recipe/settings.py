@@ -9,6 +9,7 @@ from typing import Any
 
 from edgemat.errors import FormatError
 from edgemat.formats import Fixed
+from edgemat.recipe.toml import NONE
 
 BATCH_NORMS = ("fold", "affine")
 LEARN_WIDTHS = ("none", "weights", "activations", "all")
@@ -112,6 +113,8 @@ def checked_settings(given: Mapping[str, Any], label: str, optional: tuple[str, 
     """Checks the values of the keys both the recipe and its rules have."""
     checked: dict[str, Any] = {}
     for key, value in given.items():
+        if value == NONE and (key in optional or key in _NUMBERS):  # as a file says it
+            value = None
         if key in _FORMAT_KEYS:
             checked[key] = None if value is None and key in optional else checked_format(value, f"{label}: {key}")
             if key == "bias":

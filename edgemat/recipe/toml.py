@@ -8,22 +8,24 @@ from collections.abc import Mapping
 from typing import Any
 
 from edgemat.errors import FormatError
-from edgemat.formats import Fixed
+
+NONE = "none"
+"""What stands for None in a file, where a rule takes a setting back."""
 
 _BARE = re.compile(r"[A-Za-z0-9_-]+")
 
 
 def toml_text(fields: Mapping[str, Any]) -> str:
-    """TOML of nested mappings of texts, formats, numbers and truth values; None is left out.
+    """TOML of nested mappings of texts, formats, numbers and truth values; None is written as ``"none"``.
 
     Raises:
-        FormatError: if a rule is keyed by a type, which no file can hold.
+        FormatError: if a rule is keyed by a type or by a text that is no Unicode, which no file can hold.
     """
     return "\n".join(_table(fields, ())).lstrip("\n") + "\n"
 
 
 def _table(fields: Mapping[str, Any], path: tuple[str, ...]) -> list[str]:
-    plain = {k: v for k, v in fields.items() if not isinstance(v, Mapping) and v is not None}
+    plain = {k: v for k, v in fields.items() if not isinstance(v, Mapping)}
     tables = {k: v for k, v in fields.items() if isinstance(v, Mapping)}
     lines = []
     if path and (plain or not tables):
@@ -37,10 +39,17 @@ def _table(fields: Mapping[str, Any], path: tuple[str, ...]) -> list[str]:
 def _key(key: Any) -> str:
     if not isinstance(key, str):
         raise FormatError(f"Recipe: a rule is keyed by the type {key.__name__}, which TOML cannot hold; use types=")
-    return key if _BARE.fullmatch(key) else json.dumps(key)
+    return key if _BARE.fullmatch(key) else _text(key)
 
 
 def _value(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
-    return json.dumps(str(value)) if isinstance(value, Fixed) else json.dumps(value)
+    return str(value) if isinstance(value, int) else _text(NONE if value is None else str(value))
+
+
+def _text(text: str) -> str:
+    """A basic string: JSON's, but for characters beyond 16 bits (TOML knows no surrogates) and DEL."""
+    if any("\ud800" <= c <= "\udfff" for c in text):
+        raise FormatError(f"Recipe: {text!r} is no Unicode text, which TOML cannot hold; rename the rule")
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -73,6 +73,31 @@ def test_toml_file(tmp_path):
         Recipe.from_toml(path)
 
 
+def test_settings_taken_back_survive_toml():
+    """None in a rule is a statement: without it the recipe's own setting would hold for the layer."""
+    recipe = Recipe(
+        khot=2,
+        outputs="fixed<8>",
+        weight_groups=4,
+        rules={"a": {"khot": None, "outputs": None}, "\U0001f600\x7f": {"weight_groups": None}},
+        last={"accumulator": None},
+    )
+    again = Recipe.from_toml(recipe.to_toml())
+    assert again == recipe
+    assert again.layer([("a", None)]).khot is None and again.layer([("b", None)]).khot == 2
+    assert again.layer([("\U0001f600\x7f", None)]).weight_groups is None
+    with pytest.raises(FormatError, match="no Unicode"):
+        Recipe(rules={"\ud800": {"khot": 1}}).to_toml()
+    with pytest.raises(FormatError, match="weights: format 'none' cannot be read"):
+        Recipe(rules={"a": {"weights": "none"}})
+
+
+@pytest.mark.parametrize("source", [None, 3, b"khot = 1", "a\0b", "khot = " + "[" * 5000 + "]" * 5000])
+def test_what_is_no_recipe_at_all_is_refused(source):
+    with pytest.raises(FormatError, match="Recipe: "):
+        Recipe.from_toml(source)
+
+
 def test_a_rule_by_type_object_cannot_be_written():
     with pytest.raises(FormatError, match="use types="):
         Recipe(rules={Special: {"weights": "fixed<3>"}}).to_toml()

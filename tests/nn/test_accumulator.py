@@ -287,6 +287,21 @@ def test_a_row_of_zeros_and_wild_norms_stay_finite() -> None:
         assert holds(layer, 12)
 
 
+@pytest.mark.parametrize("bound", BOUNDS)
+def test_a_batch_norm_of_scale_zero_keeps_gradients_finite(bound: str) -> None:
+    """Pruned channels have such a scale; a binary point that is NaN after the first step ends the training."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(), nn.Linear(27, 2))
+    with torch.no_grad():
+        model[1].weight[1] = 0.0
+    q = edgemat.quantize(model, edgemat.Recipe(accumulator=20, accumulator_bound=bound))
+    x = torch.randn(8, 2, 5, 5)
+    edgemat.calibrate(q, [x])
+    q.train()
+    (q(x).square().sum() + edgemat.accumulator_penalty(q)).backward()
+    assert all(bool(p.grad.isfinite().all()) for p in q.parameters() if p.grad is not None)
+
+
 def test_float_checkpoints_load_and_own_ones_resume() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 4))
