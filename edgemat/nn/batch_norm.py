@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from edgemat.errors import FormatError, LoweringError
 from edgemat.formats import Fixed
-from edgemat.nn import compiled
+from edgemat.nn import compiled, compiled_norm
 from edgemat.nn.affine import BatchAffine, batch_statistics, norm_affine
 from edgemat.nn.emission import emit, exporting
 from edgemat.nn.layer import QuantLayer, exact_arithmetic
@@ -69,8 +69,8 @@ class BatchNorm(nn.Module):
         beta = torch.zeros_like(self.running_mean) if self.bias is None else self.bias
         if compiled.compiling():
             spec = compiled.specification(quantizer.grid, quantizer.relu)
-            y, mean, var, _ = compiled.norm(x, gamma, beta, quantizer.frac, self.eps, spec)
-            compiled.move_statistics(self, mean, var)
+            y, mean, var, _ = compiled_norm.norm(x, gamma, beta, quantizer.frac, self.eps, spec)
+            compiled_norm.move_statistics(self, mean, var)
             return y
         momentum = count_batch(self, x)
         return quantizer.normalized(x, gamma, beta, self.running_mean, self.running_var, momentum, self.eps)
@@ -231,8 +231,8 @@ class QuantBatchNorm(QuantLayer):
         if compiled.compiling():
             specs = compiled.specification(quantizer.grid, quantizer.relu), compiled.specification(factors.grid)
             points = factors.frac, quantizer.frac
-            y, *_, mean, var = compiled.norm_affine(x, self.weight, self.bias, *points, self.eps, *specs)
-            compiled.move_statistics(self, mean, var)
+            y, *_, mean, var = compiled_norm.norm_affine(x, self.weight, self.bias, *points, self.eps, *specs)
+            compiled_norm.move_statistics(self, mean, var)
             return y
         momentum = 1.0 / (float(self.num_batches_tracked) + 1.0) if self.momentum is None else float(self.momentum)
         running = self.running_mean, self.running_var, momentum, self.eps

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from edgemat.errors import FormatError
 from edgemat.formats import OVERFLOWS, ROUNDINGS, Fixed
-from edgemat.nn import affine
 from edgemat.nn.rounding import (
     EXPONENT_LIMIT,
     Grid,
@@ -44,21 +43,21 @@ def specification(grid: Grid, relu: bool = False) -> list[int]:
 
 
 @lru_cache(maxsize=1024)
-def _grid(width: int, signed: int, rounding: int, overflow: int) -> Grid:
+def grid_of(width: int, signed: int, rounding: int, overflow: int) -> Grid:
     return Grid.of(Fixed(width, None, bool(signed), ROUNDINGS[rounding], OVERFLOWS[overflow]))
 
 
-def _setting(spec: list[int], frac: Tensor) -> tuple[Grid, int, bool]:
+def setting_of(spec: list[int], frac: Tensor) -> tuple[Grid, int, bool]:
     value = float(frac)
     if not -EXPONENT_LIMIT <= value <= EXPONENT_LIMIT:
         raise FormatError(
             f"a quantiser learned {value} fractional bits, expected within +-{EXPONENT_LIMIT}; lower the learning rate "
             "of the binary points"
         )
-    return _grid(*spec[:4]), round(value), bool(spec[4])
+    return grid_of(*spec[:4]), round(value), bool(spec[4])
 
 
-def _define(schema: str, run: Any, fake: Any, backward: Any = None, keep: Any = None) -> Any:
+def define(schema: str, run: Any, fake: Any, backward: Any = None, keep: Any = None) -> Any:
     """Registers an operator; `backward` and `keep` (setup_context) make it differentiable."""
     name = schema.partition("(")[0]
     _LIBRARY.define(schema)
@@ -72,12 +71,12 @@ def _define(schema: str, run: Any, fake: Any, backward: Any = None, keep: Any = 
 # -- one tensor ---------------------------------------------------------------------------------------------------
 def _quantize(x: Tensor, frac: Tensor, spec: list[int]) -> Tensor:
     context = SimpleNamespace(needs_input_grad=(True, True), save_for_backward=lambda *tensors: None)
-    return QuantizeTensor.forward(context, x.contiguous(), frac, *_setting(spec, frac))
+    return QuantizeTensor.forward(context, x.contiguous(), frac, *setting_of(spec, frac))
 
 
 def _quantize_backward(g: Tensor, x: Tensor, y: Tensor, frac: Tensor, spec: list[int]) -> tuple[Tensor, Tensor]:
     saved = (x.contiguous(), y.contiguous())
-    context = SimpleNamespace(needs_input_grad=(True, True), saved_tensors=saved, setting=_setting(spec, frac))
+    context = SimpleNamespace(needs_input_grad=(True, True), saved_tensors=saved, setting=setting_of(spec, frac))
     dx, df = QuantizeTensor.backward(context, g)[:2]
     return dx, torch.zeros_like(frac) if df is None else df.to(frac.dtype)  # type: ignore[return-value, union-attr]
 
@@ -86,7 +85,7 @@ def _carried(x: Tensor, spec: list[int]) -> Tensor:
     return torch.empty_like(x, dtype=torch.float32 if spec[0] <= 24 else torch.float64).contiguous()
 
 
-_quantize_backward_op = _define(
+_quantize_backward_op = define(
     "quantize_backward(Tensor g, Tensor x, Tensor y, Tensor frac, int[] spec) -> (Tensor, Tensor)",
     _quantize_backward,
     lambda g, x, y, frac, spec: (torch.empty_like(x).contiguous(), torch.empty_like(frac)),
@@ -98,7 +97,7 @@ def _keep_quantize(ctx: Any, inputs: Any, output: Tensor) -> None:
     ctx.save_for_backward(x, output, frac)
 
 
-quantize_tensor = _define(
+quantize_tensor = define(
     "quantize(Tensor x, Tensor frac, int[] spec) -> Tensor",
     _quantize,
     lambda x, frac, spec: _carried(x, spec),
@@ -109,12 +108,12 @@ quantize_tensor = _define(
 
 # -- channels -----------------------------------------------------------------------------------------------------
 def _channels(x: Tensor, frac: Tensor, spec: list[int], axis: int) -> Tensor:
-    grid, relu = _grid(*spec[:4]), bool(spec[4])
+    grid, relu = grid_of(*spec[:4]), bool(spec[4])
     return QuantizeChannels.apply(x.detach(), frac.detach(), grid, frac.detach(), axis, relu, None)
 
 
 def _channels_backward(g: Tensor, x: Tensor, frac: Tensor, spec: list[int], axis: int) -> tuple[Tensor, Tensor]:
-    grid, relu = _grid(*spec[:4]), bool(spec[4])
+    grid, relu = grid_of(*spec[:4]), bool(spec[4])
     with torch.enable_grad():
         given, points = x.detach().requires_grad_(), frac.detach().requires_grad_()
         y = QuantizeChannels.apply(given, points, grid, points, axis, relu, None)
@@ -122,7 +121,7 @@ def _channels_backward(g: Tensor, x: Tensor, frac: Tensor, spec: list[int], axis
     return dx.contiguous(), torch.zeros_like(frac) if df is None else df
 
 
-_channels_backward_op = _define(
+_channels_backward_op = define(
     "channels_backward(Tensor g, Tensor x, Tensor frac, int[] spec, int axis) -> (Tensor, Tensor)",
     _channels_backward,
     lambda g, x, frac, spec, axis: (torch.empty_like(x).contiguous(), torch.empty_like(frac)),
@@ -134,7 +133,7 @@ def _keep_channels(ctx: Any, inputs: Any, output: Tensor) -> None:
     ctx.save_for_backward(x, frac)
 
 
-quantize_channels = _define(
+quantize_channels = define(
     "channels(Tensor x, Tensor frac, int[] spec, int axis) -> Tensor",
     lambda x, frac, spec, axis: _channels(x, frac, spec, axis).contiguous(),
     lambda x, frac, spec, axis: _carried(x, spec),
@@ -165,13 +164,13 @@ def _rows(
 def _fold(
     x: Tensor, frac: Tensor, gamma: Tensor | None, var: Tensor | None, eps: float, spec: list[int]
 ) -> tuple[Tensor, Tensor]:
-    return _rows(x.contiguous(), frac, gamma, var, eps, _grid(*spec[:4]))[:2]
+    return _rows(x.contiguous(), frac, gamma, var, eps, grid_of(*spec[:4]))[:2]
 
 
-_rows_backward_op = _define(
+_rows_backward_op = define(
     "rows_backward(Tensor g, Tensor x, Tensor y, Tensor twice, int[] spec) -> (Tensor, Tensor)",
     lambda g, x, y, twice, spec: rows_gradients(
-        g.to(x.dtype).contiguous(), x.contiguous(), y.contiguous(), twice, _grid(*spec[:4])
+        g.to(x.dtype).contiguous(), x.contiguous(), y.contiguous(), twice, grid_of(*spec[:4])
     ),
     lambda g, x, y, twice, spec: (torch.empty_like(x).contiguous(), torch.empty_like(twice)),
 )
@@ -183,7 +182,7 @@ def _keep_fold(ctx: Any, inputs: Any, output: tuple[Tensor, Tensor]) -> None:
     ctx.mark_non_differentiable(output[1])
 
 
-fold = _define(
+fold = define(
     "fold(Tensor x, Tensor frac, Tensor? gamma, Tensor? var, float eps, int[] spec) -> (Tensor, Tensor)",
     _fold,
     lambda x, frac, gamma, var, eps, spec: (torch.empty_like(x).contiguous(), torch.empty_like(frac)),
@@ -196,7 +195,7 @@ def _parameters(
     x: Tensor, frac: Tensor, bias: Tensor | None, source: Tensor, spec: list[int], bias_width: int, reach: int, top: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Weights, biases and `twice`; refuses sums of more than `top` LSBs."""
-    w, twice, most = _rows(x.contiguous(), frac, None, None, 0.0, _grid(*spec[:4]))
+    w, twice, most = _rows(x.contiguous(), frac, None, None, 0.0, grid_of(*spec[:4]))
     kind = torch.float32 if top == 1 << 24 else torch.float64
     offset = 0.0
     b = torch.empty(0, dtype=kind)
@@ -228,7 +227,7 @@ def _parameters_backward(ctx: Any, g: Tensor, db: Tensor, _: Tensor) -> tuple[Te
     return dx, df, db.to(x.dtype) if ctx.biased else None, None, None, None, None, None
 
 
-parameters = _define(
+parameters = define(
     "parameters(Tensor x, Tensor frac, Tensor? bias, Tensor source, int[] spec, int bias_width, int reach, int top)"
     " -> (Tensor, Tensor, Tensor)",
     _parameters,
@@ -239,151 +238,6 @@ parameters = _define(
     ),
     _parameters_backward,
     _keep_parameters,
-)
-
-
-# -- batch norm ---------------------------------------------------------------------------------------------------
-def _norm(
-    x: Tensor, gamma: Tensor, beta: Tensor, frac: Tensor, eps: float, spec: list[int]
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Values, mean, unbiased variance and ``1 / std`` of a quantised training batch norm."""
-    mean, var = torch.zeros_like(gamma), torch.ones_like(gamma)
-    kept: list[Tensor] = []
-    context = SimpleNamespace(needs_input_grad=(True,) * 6, save_for_backward=lambda *tensors: kept.extend(tensors))
-    running = mean, var, 1.0, eps
-    y = affine.QuantizedBatchNorm.forward(context, x.contiguous(), gamma, beta, running, frac, _setting(spec, frac))
-    return y, mean, var, kept[4]
-
-
-def _norm_backward(
-    g: Tensor, x: Tensor, gamma: Tensor, beta: Tensor, mean: Tensor, invstd: Tensor, y: Tensor, frac: Tensor,
-    eps: float, spec: list[int],
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    saved = (x.contiguous(), gamma, beta, mean, invstd, y)
-    context = SimpleNamespace(needs_input_grad=(True,) * 6, saved_tensors=saved, setting=_setting(spec, frac), eps=eps)
-    dx, dgamma, dbeta, _, df, _ = affine.QuantizedBatchNorm.backward(context, g)
-    assert dx is not None and dgamma is not None and dbeta is not None and df is not None
-    # Results of one operator may not share memory.
-    return dx, dgamma.clone(), dbeta.clone(), df.to(frac.dtype)
-
-
-_norm_backward_op = _define(
-    "norm_backward(Tensor g, Tensor x, Tensor gamma, Tensor beta, Tensor mean, Tensor invstd, Tensor y, Tensor frac,"
-    " float eps, int[] spec) -> (Tensor, Tensor, Tensor, Tensor)",
-    _norm_backward,
-    lambda g, x, gamma, beta, mean, invstd, y, frac, eps, spec: (
-        torch.empty_like(x).contiguous(),
-        torch.empty_like(gamma),
-        torch.empty_like(beta),
-        torch.empty_like(frac),
-    ),
-)
-
-
-def _keep_norm(ctx: Any, inputs: Any, output: tuple[Tensor, ...]) -> None:
-    x, gamma, beta, frac, ctx.eps, ctx.spec = inputs
-    y, mean, var, invstd = output
-    ctx.save_for_backward(x, gamma, beta, mean, invstd, y, frac)
-    ctx.mark_non_differentiable(mean, var, invstd)
-
-
-norm = _define(
-    "norm(Tensor x, Tensor gamma, Tensor beta, Tensor frac, float eps, int[] spec) -> (Tensor, Tensor, Tensor, Tensor)",
-    _norm,
-    lambda x, gamma, beta, frac, eps, spec: (
-        torch.empty_like(x).contiguous(),
-        torch.empty_like(gamma),
-        torch.empty_like(gamma),
-        torch.empty_like(gamma),
-    ),
-    lambda ctx, g, *_: (*_norm_backward_op(g, *ctx.saved_tensors, ctx.eps, ctx.spec), None, None),
-    _keep_norm,
-)
-
-
-def _norm_affine(
-    x: Tensor,
-    gamma: Tensor,
-    beta: Tensor,
-    points: Tensor,
-    frac: Tensor,
-    eps: float,
-    spec: list[int],
-    factors: list[int],
-) -> tuple[Tensor, ...]:
-    """Values, rounded factor, offset, ``1 / std``, mean and unbiased variance of a batch norm kept as an affine."""
-    running = torch.zeros_like(gamma), torch.ones_like(gamma), 1.0, eps
-    grid = _grid(*factors[:4])
-    setting = _setting(spec, frac)
-    with torch.enable_grad():
-        given = x.detach().contiguous().requires_grad_()
-        y = affine.norm_affine(given, gamma, beta, points, frac, running, (setting, grid))
-    if y is not None:
-        _, _, _, y, a, b, invstd, mean = y.grad_fn.saved_tensors  # type: ignore[union-attr]
-        return y, a.clone(), b.clone(), invstd.clone(), mean, running[1]
-    var, mean = torch.var_mean(x, [d for d in range(x.dim()) if d != 1], correction=0)
-    invstd = torch.rsqrt(var + eps)
-    real = invstd * gamma
-    b = torch.addcmul(beta, mean, real, value=-1.0)
-    wide = points.expand(gamma.numel()).contiguous()
-    a = QuantizeChannels.apply(real, wide, grid, wide, 0, False, None)
-    scale = 2.0 ** setting[1]
-    y = affine._quantize_(affine._affine(x.contiguous(), a * scale, b * scale + 0.5), *setting)
-    count = x.numel() // gamma.numel()
-    return y, a, b, invstd, mean, var * (count / (count - 1))
-
-
-def _norm_affine_backward(
-    g: Tensor,
-    x: Tensor,
-    gamma: Tensor,
-    points: Tensor,
-    kept: list[Tensor],
-    frac: Tensor,
-    spec: list[int],
-    factors: list[int],
-) -> tuple[Tensor, ...]:
-    saved = (x.contiguous(), gamma, points, *kept)
-    context = SimpleNamespace(saved_tensors=saved, setting=_setting(spec, frac), factors=_grid(*factors[:4]))
-    found = affine.NormAffine.backward(context, g)[:5]
-    return tuple(t.clone() for t in found)  # type: ignore[union-attr]
-
-
-_norm_affine_backward_op = _define(
-    "norm_affine_backward(Tensor g, Tensor x, Tensor gamma, Tensor points, Tensor[] kept, Tensor frac, int[] spec,"
-    " int[] factors) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
-    _norm_affine_backward,
-    lambda g, x, gamma, points, kept, frac, spec, factors: (
-        torch.empty_like(x).contiguous(),
-        torch.empty_like(gamma),
-        torch.empty_like(gamma),
-        torch.empty_like(points),
-        torch.empty_like(frac),
-    ),
-)
-
-
-def _keep_norm_affine(ctx: Any, inputs: Any, output: tuple[Tensor, ...]) -> None:
-    x, gamma, _, points, frac, _, ctx.spec, ctx.factors = inputs
-    ctx.save_for_backward(x, gamma, points, frac, *output[:5])
-    ctx.mark_non_differentiable(*output[1:])
-
-
-def _norm_affine_gradients(ctx: Any, g: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-    x, gamma, points, frac, *kept = ctx.saved_tensors
-    return (*_norm_affine_backward_op(g, x, gamma, points, kept, frac, ctx.spec, ctx.factors), None, None, None)
-
-
-norm_affine = _define(
-    "norm_affine(Tensor x, Tensor gamma, Tensor beta, Tensor points, Tensor frac, float eps, int[] spec, int[] factors)"
-    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-    _norm_affine,
-    lambda x, gamma, beta, points, frac, eps, spec, factors: (
-        torch.empty_like(x).contiguous(),
-        *(torch.empty_like(gamma) for _ in range(5)),
-    ),
-    _norm_affine_gradients,
-    _keep_norm_affine,
 )
 
 
@@ -402,23 +256,13 @@ def _keep_sum(ctx: Any, inputs: Any, output: Tensor) -> None:
     ctx.sign = inputs[-1]
 
 
-aligned_sum = _define(
+aligned_sum = define(
     "aligned_sum(Tensor x, Tensor y, Tensor fx, Tensor fy, int mx, int my, int sign) -> Tensor",
     _aligned_sum,
     lambda x, y, fx, fy, mx, my, sign: torch.empty_like(x),
     lambda ctx, g: (g, g * ctx.sign if ctx.sign != 1 else g, None, None, None, None, None),
     _keep_sum,
 )
-
-
-def move_statistics(module: Any, mean: Tensor, var: Tensor) -> None:
-    """Counts a batch and moves the running statistics of a compiled batch norm."""
-    with torch.no_grad():
-        module.num_batches_tracked.add_(1)
-        momentum = module.momentum
-        weight = momentum if momentum is not None else 1.0 / module.num_batches_tracked.to(mean.dtype)
-        module.running_mean.lerp_(mean, weight)
-        module.running_var.lerp_(var, weight)
 
 
 def carrier_top(fan_in: int, reach: int, magnitude: int) -> int:
@@ -428,6 +272,14 @@ def carrier_top(fan_in: int, reach: int, magnitude: int) -> int:
 
 __all__ = [
     "aligned_sum",
-    "carrier_top", "compiling", "fold", "move_statistics", "norm", "parameters", "quantize_channels", "quantize_tensor",
+    "carrier_top",
+    "compiling",
+    "define",
+    "fold",
+    "grid_of",
+    "parameters",
+    "quantize_channels",
+    "quantize_tensor",
+    "setting_of",
     "specification",
-]  # fmt: skip
+]
