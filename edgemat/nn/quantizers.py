@@ -67,7 +67,7 @@ def bias_quantizer(spec: WeightSpec, outputs: int) -> LearnedWidthQuantizer | No
     """The quantiser that coarsens each bias where the weights learn their widths; None where they do not."""
     if not spec.learn_width:
         return None
-    return LearnedWidthQuantizer(Fixed(max(spec.format.width, 8)), (outputs,), outputs, 0, "weight")
+    return LearnedWidthQuantizer(Fixed(max(spec.format.width, 8)), (outputs,), None, 0, "weight")
 
 
 def activation_quantizer(
