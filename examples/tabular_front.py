@@ -40,10 +40,10 @@ def accuracy(model, x, y):
     return right
 
 
-def train(model, data, epochs, lr, batch=128, ramp=None, after_epoch=None):
+def train(model, data, epochs, groups, batch=128, ramp=None, after_epoch=None):
     """Adam under a warm-up and half a cosine; `ramp` adds the cost."""
     x, y = data
-    optimizer = torch.optim.Adam(model.parameters(), lr=lr)
+    optimizer = torch.optim.Adam(groups)
     steps = epochs * (len(x) // batch)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min((step + 1) / (0.1 * steps), 0.5 + 0.5 * math.cos(math.pi * step / steps))
@@ -70,7 +70,7 @@ def fixed(model, bits, data, epochs):
     recipe = edgemat.Recipe(input="fixed<8,4>", weights=f"fixed<{bits}>", activations=f"fixed<{bits}>")
     q = edgemat.quantize(model, recipe)
     edgemat.calibrate(q, data[0][:1024].split(128), method="mse")
-    train(q, data, epochs, lr=2e-3)
+    train(q, data, epochs, edgemat.parameter_groups(q, lr=2e-3))
     return q.eval()
 
 
@@ -94,7 +94,9 @@ def trace(model, data, validation, folder, epochs):
         q.train()
 
     ramp = edgemat.CostRamp(q, "ebops", start=1e-6, stop=1e-3, steps=epochs * (len(data[0]) // 128))
-    train(q, data, epochs, lr=2e-2, ramp=ramp, after_epoch=after_epoch)
+    # Widths move by whole bits: they bear half the learning rate of the weights.
+    groups = edgemat.parameter_groups(q, lr=1e-2, format_lr=5e-3)
+    train(q, data, epochs, groups, ramp=ramp, after_epoch=after_epoch)
     return q.eval(), front
 
 
@@ -111,7 +113,7 @@ def main():
     model = nn.Sequential(
         nn.Linear(10, 64), nn.ReLU(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 2)
     )
-    train(model, data, 1 if options.quick else 30, lr=5e-3)
+    train(model, data, 1 if options.quick else 30, [{"params": model.parameters(), "lr": 5e-3}])
     print(f"float: {accuracy(model, *test):.2%} on the test rows")
 
     baselines = {}

@@ -236,6 +236,10 @@ class LearnedActivationQuantizer(FixedQuantizer):
         """Quantises `x` (axis 1 has the channels); float32."""
         if exporting():
             return self._emit(x)
+        return self._quantize(x)
+
+    @torch.compiler.disable  # a handful of numbers in numpy, and native passes: nothing for a compiler
+    def _quantize(self, x: Tensor) -> Tensor:
         if x.dtype != torch.float64 or self.role == "input":
             x = x.float()
         if self.observing:

@@ -28,7 +28,7 @@ from edgemat.errors import FormatError
 from edgemat.formats import Fixed
 from edgemat.nn import native
 from edgemat.nn.quantizer import FixedQuantizer
-from edgemat.nn.rounding import LN2, power_of_two, round_doubled_
+from edgemat.nn.rounding import EXPONENT_LIMIT, LN2, power_of_two, round_doubled_
 
 PULL = 4.0
 """Factor of the cost's gradient of the weights themselves (0 leaves it out)."""
@@ -264,7 +264,7 @@ class LearnedWidthQuantizer(FixedQuantizer):
             top = ceiling if self.groups.shape else ceiling.amax()
             low = (top - self.grid.width - 1).expand(self.groups.shape)
             self.frac.copy_(torch.minimum(torch.maximum(self.frac, low.float()), top.float()))
-        wanted = self.groups.spread(self.frac).round().to(torch.int32)
+        wanted = self.groups.spread(self.frac).round().clamp(min=-EXPONENT_LIMIT).to(torch.int32)
         values = self._values(w, wanted, ceiling)
         grown = self._ceiling(values)  # rounding up may have reached the next power of two
         if bool((grown < ceiling).any()):
@@ -320,6 +320,7 @@ class LearnedWidthQuantizer(FixedQuantizer):
         shape[self.axis] = -1
         return self._quantize(weight, scale.view(shape))
 
+    @torch.compiler.disable  # native passes: nothing for a compiler
     def _quantize(self, x: Tensor, scale: Tensor | None) -> Tensor:
         x = x.float()
         if self.observing:

@@ -40,7 +40,8 @@ static int ceiling_of(float top, int width) {
 static float round_row(float *values, const float *w, const float *frac, int64_t size, int64_t per, int ceiling) {
     float top = 0.0f;
     for (int64_t start = 0; start < size; start += per) {
-        const float wanted = rintf(frac[start / per]);
+        float wanted = rintf(frac[start / per]);
+        wanted = wanted < -EXPONENT_LIMIT ? -EXPONENT_LIMIT : wanted;
         const int point = wanted < (float)ceiling ? (int)wanted : ceiling;
         const float twice = power_of_two(point + 1), step = power_of_two(-point);
         const int64_t end = start + per < size ? start + per : size;
