@@ -37,7 +37,8 @@ static int ceiling_of(float top, int width) {
 }
 
 /* Rounds a row; gives the largest magnitude of the result. */
-static float round_row(float *values, const float *w, const float *frac, int64_t size, int64_t per, int ceiling) {
+static float round_row(float* values, const float* w, const float* frac, int64_t size, int64_t per,
+                       int ceiling) {
     float top = 0.0f;
     for (int64_t start = 0; start < size; start += per) {
         float wanted = rintf(frac[start / per]);
@@ -55,7 +56,7 @@ static float round_row(float *values, const float *w, const float *frac, int64_t
 }
 
 /* Codes of a row on the grid of `ceiling`, the bits each encloses; gives the zeros below the lowest one. */
-static int encode_row(int64_t *codes, float *bits, const float *values, int64_t size, int ceiling) {
+static int encode_row(int64_t* codes, float* bits, const float* values, int64_t size, int ceiling) {
     const double scale = ldexp(1.0, ceiling);
     uint64_t all = 0;
     for (int64_t i = 0; i < size; ++i) {
@@ -70,13 +71,13 @@ static int encode_row(int64_t *codes, float *bits, const float *values, int64_t 
 /* Writes values, codes on each row's finest grid allowed, enclosed bits, `points` of each row and `span`, the
  * bits of the widest deployed code; while training, `frac` is kept where it acts. `both` says whether the
  * lowest two's complement code may not be used (SAT_SYM). Gives 0, or 1 where a weight is not finite. */
-int edgemat_round_groups(float *values, int64_t *codes, float *bits, int32_t *points, int32_t *span, float *frac,
-                         const float *weights, int64_t rows, int64_t size, int64_t per, int64_t groups, int width,
-                         int training, int both) {
+int edgemat_round_groups(float* values, int64_t* codes, float* bits, int32_t* points, int32_t* span,
+                         float* frac, const float* weights, int64_t rows, int64_t size, int64_t per,
+                         int64_t groups, int width, int training, int both) {
     int64_t highest = 0;
     int finest = -POINT_LIMIT, alive = 0;
     for (int64_t r = 0; r < rows; ++r) {
-        const float *w = weights + r * size;
+        const float* w = weights + r * size;
         float *row_frac = frac + r * groups, *v = values + r * size;
         float top = 0.0f;
         for (int64_t i = 0; i < size; ++i) {
@@ -98,7 +99,7 @@ int edgemat_round_groups(float *values, int64_t *codes, float *bits, int32_t *po
             ceiling = grown;
             (void)round_row(v, w, row_frac, size, per, ceiling);
         }
-        int64_t *row_codes = codes + r * size;
+        int64_t* row_codes = codes + r * size;
         const int spare = encode_row(row_codes, bits + r * size, v, size, ceiling);
         points[r] = ceiling - spare;
         if (spare == NO_CODE) {
@@ -120,28 +121,29 @@ int edgemat_round_groups(float *values, int64_t *codes, float *bits, int32_t *po
     return 0;
 }
 
-/* Activations of learned width: `x` holds `batch` times `channels` times `size` values; the constants have one
- * entry for each channel. y = clamp(round(x * 2**f) * 2**-f, low, high). */
-void edgemat_saturate(float *y, const float *x, const float *doubled, const float *step, const float *low,
-                      const float *high, int64_t batch, int64_t channels, int64_t size, int threads) {
+/* Activations of learned width: `x` holds `batch` times `channels` times `size` values; the constants have
+ * one entry for each channel. y = clamp(round(x * 2**f) * 2**-f, low, high). */
+void edgemat_saturate(float* y, const float* x, const float* doubled, const float* step, const float* low,
+                      const float* high, int64_t batch, int64_t channels, int64_t size, int threads) {
     const int64_t blocks = batch * channels;
 #pragma omp parallel for num_threads(threads) if (blocks * size > SMALL)
     for (int64_t block = 0; block < blocks; ++block) {
         const int64_t c = block % channels;
         const float twice = doubled[c], back = step[c], bottom = low[c], top = high[c];
-        const float *from = x + block * size;
-        float *to = y + block * size;
+        const float* from = x + block * size;
+        float* to = y + block * size;
         for (int64_t i = 0; i < size; ++i) {
             to[i] = clamped(half_up(from[i] * twice) * back, bottom, top);
         }
     }
 }
 
-/* The gradient of x, and of each channel's fractional and integer bits. Where `floored`, values of at most 0 have
- * become 0 and bring nothing. */
-void edgemat_saturate_backward(float *dx, float *df, float *dw, const float *g, const float *x, const float *y,
-                               const float *step, const float *low, const float *high, const float *peak,
-                               int64_t batch, int64_t channels, int64_t size, int floored, int threads) {
+/* The gradient of x, and of each channel's fractional and integer bits. Where `floored`, values of at most 0
+ * have become 0 and bring nothing. */
+void edgemat_saturate_backward(float* dx, float* df, float* dw, const float* g, const float* x,
+                               const float* y, const float* step, const float* low, const float* high,
+                               const float* peak, int64_t batch, int64_t channels, int64_t size, int floored,
+                               int threads) {
 #pragma omp parallel for num_threads(threads) if (batch * channels * size > SMALL)
     for (int64_t c = 0; c < channels; ++c) {
         const float half = step[c] * 0.5f, bottom = low[c], top = high[c];
