@@ -147,6 +147,9 @@ def test_what_first_and_last_state_is_kept_and_counts() -> None:
         ({"average_bits": 4, "size_bytes": 9}, "expected one of them"),
         ({"average_bits": 1.5}, r"the narrowest widths need 2.00 bits per weight \(123 bytes\), expected at most 1.50"),
         ({"size_bytes": 50}, "expected at most 0.82"),
+        ({"average_bits": math.nan}, "average_bits is nan, expected a number"),
+        ({"average_bits": "4"}, "average_bits is '4', expected a number"),
+        ({"bits": 4}, "bits is 4, expected whole numbers"),
         ({"samples": 1}, "samples is 1"),
         ({"beta": -1}, "beta is -1"),
     ],
@@ -159,6 +162,10 @@ def test_settings_out_of_range(options: dict, message: str) -> None:
 def test_too_few_samples_and_no_layers() -> None:
     with pytest.raises(FormatError, match="saw 1 samples, expected at least two"):
         edgemat.ompq(mlp(), [torch.randn(1, 8)])
+    with pytest.raises(FormatError, match=r"got a Tensor, expected an iterable of batches such as \[x\]"):
+        edgemat.ompq(mlp(), torch.randn(4, 8))
+    with pytest.raises(FormatError, match="layer '0' gave NaN or infinities"):
+        edgemat.ompq(mlp(), [torch.full((4, 8), math.nan)])
     with pytest.raises(FormatError, match="has no linear layer or convolution"):
         edgemat.ompq(nn.Sequential(nn.ReLU()), [torch.randn(4, 8)])
 

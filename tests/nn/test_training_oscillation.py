@@ -250,6 +250,9 @@ def test_real_weights_are_left_alone_until_quantisation_begins() -> None:
         ({"mode": "cga", "threshold": 0.6}, "at most 0.5"),
         ({"mode": "anneal"}, "steps is None with mode 'anneal'"),
         ({"steps": 10}, "steps is 10 with mode 'freeze'"),
+        ({"mode": "anneal", "steps": 1.5}, "steps is 1.5 .* expected a positive whole number"),
+        ({"momentum": "0.1"}, "momentum is '0.1', expected a number"),
+        ({"threshold": "x"}, "threshold is 'x', expected a number"),
     ],
 )
 def test_settings_out_of_range(options: dict, message: str) -> None:
@@ -265,6 +268,9 @@ def test_what_cannot_be_tracked() -> None:
         edgemat.OscillationTracker(linear(1, 2)).load_state_dict(a.state_dict())
     with pytest.raises(FormatError, match="the state is of mode 'freeze', expected 'cga'"):
         edgemat.OscillationTracker(nn.Sequential(linear(1, 2)), mode="cga").load_state_dict(a.state_dict())
+    for state in (None, {}, {"mode": "freeze", "layers": a.state_dict()["layers"]}):
+        with pytest.raises(FormatError, match="expected what state_dict"):
+            edgemat.OscillationTracker(nn.Sequential(linear(1, 2))).load_state_dict(state)
     a.step()
     with pytest.raises(FormatError, match=r"weights of another shape, expected \(1, 3\)"):
         edgemat.OscillationTracker(nn.Sequential(linear(1, 3))).load_state_dict(a.state_dict())

@@ -17,8 +17,10 @@ among the given ones exactly, by one binary variable per layer and width.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -68,11 +70,17 @@ def ompq(
         from scipy.optimize import LinearConstraint, milp
     except ImportError:
         raise EdgematError("ompq needs scipy, which is not installed; pip install 'edgemat[ompq]'") from None
-    widths = sorted(set(bits))
-    if not widths or any(isinstance(b, bool) or not isinstance(b, int) or not 1 <= b <= 32 for b in widths):
-        raise FormatError(f"ompq: bits is {tuple(bits)}, expected whole numbers from 1 to 32")
+    listed = tuple(bits) if isinstance(bits, Iterable) else ()
+    if not listed or any(isinstance(b, bool) or not isinstance(b, int) or not 1 <= b <= 32 for b in listed):
+        raise FormatError(f"ompq: bits is {bits!r}, expected whole numbers from 1 to 32, such as (2, 4, 8)")
+    widths = sorted(set(listed))
     if average_bits is not None and size_bytes is not None:
         raise FormatError("ompq got average_bits and size_bytes, expected one of them")
+    for key, budget in (("average_bits", average_bits), ("size_bytes", size_bytes)):
+        if budget is not None and not (isinstance(budget, Real) and math.isfinite(budget)):
+            raise FormatError(f"ompq: {key} is {budget!r}, expected a number")
+    if isinstance(batches, Tensor) or not isinstance(batches, Iterable):
+        raise FormatError(f"ompq got a {type(batches).__name__}, expected an iterable of batches such as [x]")
     if beta < 0 or samples < 2:
         raise FormatError(f"ompq: beta is {beta} and samples is {samples}, expected at least 0 and at least 2")
     recipe = Recipe() if recipe is None else recipe
@@ -150,6 +158,8 @@ def _grams(
     grams = []
     for name, _ in reached:
         rows = torch.cat(features[name])[:samples].double()
+        if not bool(rows.isfinite().all()):
+            raise FormatError(f"ompq: layer {name!r} gave NaN or infinities, expected finite numbers; clean the data")
         rows = rows - rows.mean(0)
         gram = (rows @ rows.T).numpy()
         norm = np.linalg.norm(gram)

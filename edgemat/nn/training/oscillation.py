@@ -22,6 +22,7 @@ for the value, the value is rounded to that grid for as long. Changes of a binar
 from __future__ import annotations
 
 import math
+from numbers import Real
 from typing import Any
 
 import torch
@@ -83,21 +84,23 @@ class OscillationTracker:
                 f"OscillationTracker: mode is {mode!r}, expected one of {', '.join(MODES)}{nearest(str(mode), MODES)}"
             )
         limit = 0.5 if mode == "cga" else 1.0
-        threshold = _THRESHOLDS[mode] if threshold is None else float(threshold)
+        threshold = _THRESHOLDS[mode] if threshold is None else threshold
         for name, value, high in (
             ("momentum", momentum, 1.0),
             ("threshold", threshold, limit),
             ("final_threshold", final_threshold, 1.0),
         ):
-            if not 0 < value <= high:
-                raise FormatError(f"OscillationTracker: {name} is {value}, expected a number above 0, at most {high}")
-        if (mode == "anneal") != (steps is not None) or (steps is not None and steps < 1):
+            if not isinstance(value, Real) or not 0 < value <= high:
+                raise FormatError(f"OscillationTracker: {name} is {value!r}, expected a number above 0, at most {high}")
+        if (mode == "anneal") != (steps is not None) or (
+            steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 1)
+        ):
             raise FormatError(
-                f"OscillationTracker: steps is {steps} with mode {mode!r}, expected a positive number with 'anneal' "
-                "(the threshold falls over them), and None otherwise"
+                f"OscillationTracker: steps is {steps!r} with mode {mode!r}, expected a positive whole number with "
+                "'anneal' (the threshold falls over them), and None otherwise"
             )
         self.mode, self.momentum, self.steps, self.steps_done = mode, float(momentum), steps, 0
-        self._start, self._final = threshold, float(final_threshold)
+        self._start, self._final = float(threshold), float(final_threshold)
         self._layers = {name: layer for name, layer in weighted_layers(q) if layer.weight_quantizer.width <= _WIDEST}
         if not self._layers:
             raise FormatError(
@@ -160,9 +163,13 @@ class OscillationTracker:
         Raises:
             FormatError: for a state of another mode or of another network.
         """
-        if state.get("mode") != self.mode:
+        if not isinstance(state, dict) or not {"mode", "layers", "steps_done"} <= set(state):
             raise FormatError(
-                f"OscillationTracker: the state is of mode {state.get('mode')!r}, expected {self.mode!r}; resume with "
+                "OscillationTracker: the state lacks 'mode', 'layers' or 'steps_done', expected what state_dict() gave"
+            )
+        if state["mode"] != self.mode:
+            raise FormatError(
+                f"OscillationTracker: the state is of mode {state['mode']!r}, expected {self.mode!r}; resume with "
                 "the mode the training began with"
             )
         layers = state["layers"]
