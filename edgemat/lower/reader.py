@@ -20,6 +20,8 @@ from edgemat.lower.writer import FORMAT_VERSION, VERSION_KEY, function_of, infor
 from edgemat.op import MAX_ELEMENTS, REAL, Call
 
 MAX_FILE_BYTES = 1 << 31
+MAX_MESSAGE = 1000
+"""Characters of a refusal: what a stranger's file states is quoted in it, and may be megabytes."""
 
 
 def read(path: str | os.PathLike[str]) -> Graph:
@@ -59,8 +61,12 @@ def read_bytes(data: bytes, label: str = "the model") -> Graph:
         calls = _typed(model)
         _check_statements(model, calls, functions, len(proto.functions))
         graph = view(model, calls)
-    except EdgematError:
-        raise
+    except EdgematError as error:
+        text = str(error)
+        if len(text) <= MAX_MESSAGE:
+            raise
+        half = MAX_MESSAGE // 2 - 3
+        raise type(error)(f"{text[:half]} ... {text[-half:]}") from None
     except (
         RecursionError,
         MemoryError,

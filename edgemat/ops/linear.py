@@ -46,7 +46,10 @@ def check_weights(call: Call, biased: bool) -> None:
     fmt = call.format_attr("w_format")
     lo, hi = int(codes.min()), int(codes.max())
     special = fmt.widths is not None or fmt.bipolar
-    if not (holds_codes(by_output(call, codes), fmt, 0) if special else fmt.min_code <= lo and hi <= fmt.max_code):
+    rows = by_output(call, codes) if special else codes
+    if fmt.widths is not None and len(fmt.widths) not in (1, len(rows)):
+        raise call.refuse(f"{len(fmt.widths)} widths in w_format", f"expected 1 or {len(rows)}")
+    if not (holds_codes(rows, fmt, 0) if special else fmt.min_code <= lo and hi <= fmt.max_code):
         raise call.refuse(f"weight codes {lo} to {hi} do not fit {fmt}", "retrain or widen the weights' format")
     check_digits(call, codes)
     if not biased:

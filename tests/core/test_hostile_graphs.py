@@ -184,3 +184,25 @@ def test_a_bias_of_more_than_32_bits() -> None:
     b = made.imp.initializer(np.array([1 << 40]), np.dtype(np.int64), "b")
     with pytest.raises(EdgematError, match="32 bits"):
         made.add("Linear", [x, w, b], "fc", w_format="fixed<6,1,RND,SAT>")
+
+
+@pytest.mark.parametrize("name", ["x_formats", "y_formats", "w_format"])
+def test_statements_of_megabytes_are_quoted_in_part(name: str) -> None:
+    """`refused` holds the message to a readable length, which quoting the file as it is would exceed."""
+
+    def flood(m: onnx.ModelProto) -> None:
+        found = attr(m, "Conv", name)
+        if found.type == onnx.AttributeProto.STRING:
+            found.s = ("fixed<8,[" + ",".join(["1"] * 99_999) + ",2]>").encode()
+        else:
+            found.type = onnx.AttributeProto.STRINGS
+            found.strings[:] = [b"x" * 3000] * 1000
+
+    refused(flood)
+
+
+def test_widths_of_weights_for_other_channels() -> None:
+    def narrow(m: onnx.ModelProto) -> None:
+        attr(m, "Conv", "w_format").s = b"fixed<[7,6,8],[1,1,1],RND,SAT>"
+
+    refused(narrow, r"node '\S+' \(Conv\): 3 widths in w_format; expected 1 or \d")
