@@ -150,7 +150,8 @@ def test_checkpoints_keep_the_number_of_digits() -> None:
     for other in (None, 1):
         with pytest.raises(RuntimeError, match="the checkpoint holds"):
             made[other].load_state_dict(kept)
-    with pytest.raises(RuntimeError, match=r"is fixed<6,RND,SAT> with khot=1 in this network, .* with khot=2; quantise"):
+    words = r"is fixed<6,RND,SAT> with khot=1 in this network, .* with khot=2; quantise"
+    with pytest.raises(RuntimeError, match=words):
         made[1].load_state_dict(kept)
 
 
