@@ -370,6 +370,7 @@ def limited(
     return weight, found.offset + found.batch_norm * (bias - _constant(layer, bias))
 
 
+@torch.compiler.disable  # its statistics move between two uses, which a graph that is cut there cannot differentiate
 def limited_batch_statistics(
     layer: WeightedLayer, quantizer: AccumulatorQuantizer, x: Tensor, norm: BatchNorm
 ) -> Tensor:

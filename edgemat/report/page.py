@@ -54,7 +54,10 @@ def write_report(
     Raises:
         EdgematError: if something cannot be read or written; nothing is left behind then.
     """
-    model = Path(model)
+    model, output = Path(model), Path(output)
+    for source in (model, history, front, None if front is None else Path(front) / "front.json"):
+        if source is not None and output.exists() and Path(source).exists() and output.samefile(source):
+            raise EdgematError(f"the report would replace {output}, which it is made from; choose another output")
     series: Sequence[Series] = () if history is None else read_history(history)
     points = [] if front is None else read_front(front)
     if is_checkpoint(model):
@@ -66,7 +69,7 @@ def write_report(
         page = _graph_page(read(model), inputs, codes)
     page.pop("series", None)
     page |= {"file": model.name, "training": _training(series), "front": _front(points)}
-    return _write(Path(output), _environment().get_template("report.html").render(page))
+    return _write(output, _environment().get_template("report.html").render(page))
 
 
 def _graph_page(graph: Graph, inputs: Arrays | None, codes: bool) -> dict[str, Any]:

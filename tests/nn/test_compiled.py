@@ -87,6 +87,23 @@ def test_a_step_has_the_bits_of_eager(recipe: str, eager: bool, monkeypatch: pyt
     assert not torch.equal(fast(x), twin(x)), "the control: another bias gives other bits"
 
 
+def test_a_bounded_accumulator_trains_behind_a_batch_norm() -> None:
+    """The bound reads running statistics that the same step moves, in a graph of its own."""
+    torch.manual_seed(0)
+    x = torch.randn(4, 2, 3, 3)
+    recipe = edgemat.Recipe(input="fixed<6,3>", accumulator=18)
+    module = edgemat.quantize(nn.Sequential(nn.Conv2d(2, 3, 1), nn.BatchNorm2d(3)), recipe)
+    edgemat.calibrate(module, [x])
+    twin = copy.deepcopy(module).train()
+    (y, grads), (expected, others) = (
+        step(torch.compile(module.train(), backend="aot_eager"), x, module),
+        step(twin, x, twin),
+    )
+    assert torch.equal(y, expected)
+    for name, grad in others.items():
+        torch.testing.assert_close(grads[name], grad, rtol=1e-3, atol=1e-5)
+
+
 def test_binary_points_that_move_are_seen() -> None:
     module, x = network("folded")
     module.eval()
