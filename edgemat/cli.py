@@ -115,6 +115,8 @@ def simulate(model: Path, inputs: Arrays, output: Path, codes: bool) -> None:
 
     MODEL is a lowered file; the outputs are those of the hardware, to the bit.
     """
+    if output.exists() and output.samefile(model):
+        raise EdgematError(f"the outputs would replace the model {output}; name another file after -o")
     result = edgemat.Simulator(model)(inputs, codes=codes)
     _save(output, result)
     click.echo(output)

@@ -79,6 +79,10 @@ def test_simulate_writes_what_the_simulator_computes(models: Path, invoke: Any, 
     y = np.load(tmp_path / "y.npy")
     assert y.shape == (7, 3)
     assert np.array_equal(y, edgemat.Simulator(models / "one.onnx")(x))
+    own = tmp_path / "own.onnx"
+    own.write_bytes((models / "one.onnx").read_bytes())
+    invoke("simulate", own, "--inputs", tmp_path / "x.npy", "-o", own, code=1)
+    assert own.read_bytes() == (models / "one.onnx").read_bytes()
 
 
 def test_integer_files_are_codes_only_where_it_is_said(models: Path, invoke: Any, tmp_path: Path) -> None:

@@ -141,6 +141,10 @@ def calibrate(
         raise FormatError(f"percentile is {percentile}, expected more than 50 and at most 100")
     if isinstance(batches, Tensor):
         raise FormatError("calibration got one tensor, expected an iterable of batches; put it into a list: [x]")
+    if not isinstance(batches, Iterable):
+        raise FormatError(f"calibration got {batches!r}, expected an iterable of batches such as [x]")
+    if max_batches is not None and max_batches < 1:
+        raise FormatError(f"max_batches is {max_batches}, expected None or a whole number of at least 1")
     if not any(isinstance(part, FixedQuantizer) for part in module.modules()):
         raise FormatError(
             f"{type(module).__name__} holds no quantiser of edgemat.nn, expected a quantised module; call "

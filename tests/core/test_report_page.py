@@ -303,7 +303,7 @@ def test_models_and_places_that_cannot_be(trained: Path, tmp_path: Path) -> None
         write_report(trained / "net.onnx", tmp_path / "a.html", np.zeros((0, 1, 8, 8), np.float32))
     model = tmp_path / "own.onnx"
     model.write_bytes((trained / "net.onnx").read_bytes())
-    with pytest.raises(EdgematError, match="would replace .*own.onnx, which it is made from"):
+    with pytest.raises(EdgematError, match=r"would replace .*own\.onnx, which it is made from"):
         write_report(model, tmp_path / "." / "own.onnx")
     assert model.read_bytes() == (trained / "net.onnx").read_bytes()
     (tmp_path / "kept.html").write_text("old")

@@ -156,5 +156,9 @@ def test_wrong_use_is_refused_in_a_sentence() -> None:
     x = torch.randn(4, 3)
     with pytest.raises(FormatError, match=r"one tensor, expected an iterable of batches.*\[x\]"):
         edgemat.calibrate(edgemat.quantize(torch.nn.Sequential(torch.nn.Linear(3, 2))), x)
+    with pytest.raises(FormatError, match=r"calibration got None, expected an iterable of batches such as \[x\]"):
+        edgemat.calibrate(edgemat.quantize(torch.nn.Sequential(torch.nn.Linear(3, 2))), None)
+    with pytest.raises(FormatError, match="max_batches is -1, expected None or a whole number"):
+        edgemat.calibrate(edgemat.quantize(torch.nn.Sequential(torch.nn.Linear(3, 2))), [x], max_batches=-1)
     with pytest.raises(FormatError, match=r"Linear holds no quantiser.*edgemat\.quantize"):
         edgemat.calibrate(torch.nn.Linear(3, 2), [x])

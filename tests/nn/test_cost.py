@@ -276,8 +276,13 @@ def test_a_front_gives_its_networks_back_and_opens_again(tmp_path):
 
 def test_a_front_refuses_nan_broken_and_foreign_indices(tmp_path):
     q, _, _ = small()
-    with pytest.raises(FormatError, match="expected numbers"):
+    with pytest.raises(FormatError, match="expected finite numbers"):
         edgemat.Front(tmp_path).offer(q, float("nan"), 1)
+    with pytest.raises(FormatError, match="cost inf were offered, expected finite numbers"):
+        edgemat.Front(tmp_path).offer(q, 0.9, float("inf"))
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(FormatError, match="cannot be a folder"):
+        edgemat.Front(tmp_path / "file")
     (tmp_path / "front.json").write_text("{")
     with pytest.raises(FormatError, match="cannot be read"):
         edgemat.Front(tmp_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import tempfile
 from collections.abc import Callable
@@ -52,12 +53,17 @@ class Front:
         folder: Where checkpoints and the index lie; made if missing. A front already there continues.
 
     Raises:
-        FormatError: if the index there cannot be read.
+        FormatError: if the folder cannot be made, or the index there cannot be read.
     """
 
     def __init__(self, folder: str | os.PathLike[str]):
         self.folder = Path(folder)
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise FormatError(
+                f"Front: {str(self.folder)!r} cannot be a folder ({error.strerror}); choose another place"
+            ) from None
         self._points: list[FrontPoint] = []
         self._count = 0
         index = self.folder / INDEX
@@ -87,11 +93,11 @@ class Front:
             Whether it was kept.
 
         Raises:
-            FormatError: if accuracy or cost is NaN.
+            FormatError: if accuracy or cost is not finite.
         """
         accuracy, cost = (float(v.detach()) if isinstance(v, Tensor) else float(v) for v in (accuracy, cost))
-        if accuracy != accuracy or cost != cost:
-            raise FormatError(f"Front: accuracy {accuracy} and cost {cost} were offered, expected numbers")
+        if not (math.isfinite(accuracy) and math.isfinite(cost)):
+            raise FormatError(f"Front: accuracy {accuracy} and cost {cost} were offered, expected finite numbers")
         if any(point.dominates(accuracy, cost) for point in self._points):
             return False
         self._count += 1

@@ -38,8 +38,8 @@ class DistillationLoss(nn.Module):
         weights: Sequence[float] | Mapping[str, float] | None = None,
     ):
         super().__init__()
-        if not temperature > 0:
-            raise FormatError(f"DistillationLoss: temperature is {temperature}, expected a number above 0")
+        if not 0 < temperature < float("inf"):
+            raise FormatError(f"DistillationLoss: temperature is {temperature}, expected a finite number above 0")
         if not 0 <= alpha <= 1:
             raise FormatError(f"DistillationLoss: alpha is {alpha}, expected 0 to 1")
         self.temperature, self.alpha, self.dim = float(temperature), float(alpha), dim

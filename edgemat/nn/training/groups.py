@@ -39,11 +39,11 @@ def parameter_groups(
         A list of dicts, as ``torch.optim.AdamW(edgemat.parameter_groups(q, lr=1e-3))`` takes it.
 
     Raises:
-        FormatError: for a negative setting, or a module without trainable parameters.
+        FormatError: for a setting that is negative or not finite, or a module without trainable parameters.
     """
     for name, value in (("lr", lr), ("format_lr", format_lr), ("weight_decay", weight_decay)):
-        if value is not None and value < 0:
-            raise FormatError(f"parameter_groups: {name} is {value}, expected at least 0")
+        if value is not None and not 0 <= value < float("inf"):
+            raise FormatError(f"parameter_groups: {name} is {value}, expected a finite number of at least 0")
     formats = {id(p) for part in q.modules() if isinstance(part, FixedQuantizer) for p in part.parameters()}
     constants = {part.target for part in q.modules() if isinstance(part, QuantConstant) and part.target}
     members: dict[str, list[nn.Parameter]] = {"weights": [], "vectors": [], "formats": []}
