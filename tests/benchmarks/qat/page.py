@@ -27,6 +27,7 @@ TITLES = {
     "resnet8": "cifar10_jpeg, ResNet8",
 }
 BUDGETS = (100, 200, 300, 500, 750, 1_000, 1_500, 2_000, 3_000, 4_000, 6_000, 8_000, 12_000)
+ACCURACIES = (0.84, 0.85, 0.86, 0.865, 0.87)
 Row = dict[str, Any]
 
 
@@ -72,7 +73,7 @@ def budget_line(rows: list[Row], network: str) -> str:
     """What was run, in the words of the jobs themselves."""
     jobs = [row["job"] for row in rows if row["job"]["network"] == network and row["job"]["task"] == "fixed"]
     if not jobs:
-        return f"{TITLES[network]}: not run.\n"
+        return f"{TITLES[network]}: not run yet.\n"
     budget = jobs[0]["budget"]
     samples = budget["samples"] or "all"
     return (
@@ -125,8 +126,28 @@ def front_table(rows: list[Row]) -> str:
         lines.append(f"| {budget:,} | " + " | ".join(cells) + " |")
     seeds = {m: len(chosen(rows, "front", "mlp", m)) for m in made}
     counted = ", ".join(f"{LABELS[m]}: {n} seed{'s' if n > 1 else ''}" for m, n in seeds.items())
-    said = f"{verdict(made)}\nWith the bits of the biases added: {verdict(fronts(rows, biases=True))}"
-    return "\n".join(lines) + f"\n\n{counted}.\n\n{said}"
+    added = fronts(rows, biases=True)
+    said = f"{verdict(made)}\nWith the bits of the biases added: {verdict(added)}"
+    equal = equal_accuracy_table(made, added)
+    return "\n".join(lines) + f"\n\n{counted}.\n\n{equal}\n{said}"
+
+
+def equal_accuracy_table(made: dict[str, np.ndarray], biases: dict[str, np.ndarray]) -> str:
+    """EBOPs from which on each mean front is at least so good, without and with the bits of the biases."""
+    lines = ["| test accuracy at least | " + " | ".join(LABELS[m] for m in made) + " | ratio | with biases: ratio |"]
+    lines.append("|---:|" + "---:|" * (len(made) + 2))
+    for accuracy in ACCURACIES:
+        costs = {method: cost_of(front, accuracy) for method, front in made.items()}
+        cells = ["-" if cost is None else f"{cost:,}" for cost in costs.values()]
+        ratios = [cost_ratio(fronts, accuracy) for fronts in (made, biases)]
+        lines.append(f"| {100 * accuracy:.1f} % | " + " | ".join([*cells, *ratios]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def cost_ratio(made: dict[str, np.ndarray], accuracy: float) -> str:
+    """edgemat's cost over HGQ2's at equal accuracy."""
+    ours, theirs = (cost_of(made[m], accuracy) if m in made else None for m in ("edgemat", "hgq2"))
+    return "-" if ours is None or theirs is None else f"{ours / theirs:.2f}"
 
 
 def verdict(made: dict[str, np.ndarray]) -> str:
@@ -154,7 +175,9 @@ def tables(rows: list[Row]) -> str:
     """Everything between the page's two marks."""
     parts = []
     for network in NETWORKS:
-        parts += [budget_line(rows, network), accuracy_table(rows, network)]
+        parts.append(budget_line(rows, network))
+        if any(row["job"]["task"] == "fixed" and row["job"]["network"] == network for row in rows):
+            parts.append(accuracy_table(rows, network))
     parts += [exactness(rows), "![accuracy over EBOPs](evidence-front.svg)\n", front_table(rows)]
     return "\n".join(parts)
 
@@ -176,6 +199,7 @@ def plot(rows: list[Row], path: Path) -> None:
             axes.plot(costs, tests, "o", markersize=2.5, alpha=0.45, color=colours[method])
         axes.plot(GRID, 100 * mean, drawstyle="steps-post", linewidth=2, color=colours[method], label=LABELS[method])
     axes.set_xscale("log")
+    axes.set_ylim(bottom=78)
     axes.set_xlabel("EBOPs (bits of weight x bits of activation, summed over the multiplications)")
     axes.set_ylabel("test accuracy, %")
     axes.grid(True, which="both", alpha=0.25)
