@@ -13,7 +13,7 @@ import copy
 
 from torch import fx, nn
 
-from edgemat.errors import LoweringError
+from edgemat.errors import FormatError, LoweringError
 from edgemat.nn.handlers import Handlers
 from edgemat.nn.kinds import ARITHMETIC
 from edgemat.nn.layer import QuantLayer
@@ -107,7 +107,13 @@ class Conversion(Handlers):
         if kind is None:
             raise refuse(node, self.root, "has no exact fixed-point counterpart")
         handler = getattr(self, f"do_{kind}")
-        handler(node)
+        try:
+            handler(node)
+        except FormatError as error:
+            name = str(node.target) if node.op == "call_module" else node.name
+            if repr(name) in str(error):
+                raise
+            raise FormatError(f"layer {name!r}: {error}") from None
         return None
 
     def placeholder(self, node: fx.Node) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from edgemat.errors import FormatError
 from edgemat.formats import Fixed
 from edgemat.nn import activation, arrangement, convolution, join, linear, pooling, tables
 from edgemat.nn.batch_norm import BatchNorm, QuantBatchNorm
@@ -44,6 +45,12 @@ class Handlers(Placement):
             assert x.source is not None
             options["input"] = rules.input or rules.activation(False)
             options["output"] = self.quantizer(node, rules, rules.activation(False))
+        if rules.accumulator is not None and x.source is not None and x.source.per_channel:
+            raise FormatError(
+                f"layer {name!r} has accumulator={rules.accumulator} and an input with a format per channel "
+                "(activation_groups='channel'), expected one format of the input; leave one of the two out in a rule "
+                "for this layer"
+            )
         layer = self.weighted(node, old, options)
         layer.weight, layer.bias = old.weight, old.bias
         layer.path = name
@@ -171,7 +178,9 @@ class Handlers(Placement):
         self.check_weights(node, old)
         quantizer = self.output_quantizer(node, False)
         if old is not None and module_type(old) is nn.PReLU:
-            layer = activation.QuantPReLU(old.num_parameters, weights=rules.parameter_spec(), output=quantizer, input=None)
+            layer = activation.QuantPReLU(
+                old.num_parameters, weights=rules.parameter_spec(), output=quantizer, input=None
+            )
             layer.weight = old.weight
         else:
             slope = as_number(old.negative_slope if old is not None else argument(node, 1, "negative_slope", 0.01))

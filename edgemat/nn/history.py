@@ -68,8 +68,9 @@ class FormatHistory:
         Raises:
             EdgematError: if the quantisers differ.
         """
-        if set(state["quantisers"]) != set(self._rows):
-            different = sorted(set(state["quantisers"]) ^ set(self._rows))[0]
+        kept = set(state.get("quantisers", ()))
+        if kept != set(self._rows):
+            different = sorted(kept ^ set(self._rows))[0]
             raise EdgematError(f"FormatHistory: quantiser {different!r} is in one of network and history only")
         self.steps = [int(step) for step in state["steps"]]
         self._rows = {name: list(state["quantisers"][name]) for name in self._rows}

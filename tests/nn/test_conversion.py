@@ -258,3 +258,16 @@ def test_names_that_collide_are_moved() -> None:
     module.load_state_dict(model.state_dict())
     edgemat.calibrate(module, [torch.randn(4, 3)])
     module.eval()(torch.randn(2, 3))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "words"),
+    [
+        ({"khot": 2, "accumulator": 20}, "'0'.*khot=2"),
+        ({"learn_widths": "activations", "activation_groups": "channel", "accumulator": 20}, "'0'.*accumulator=20"),
+    ],
+)
+def test_settings_that_exclude_each_other_are_refused_with_the_layer(recipe: dict, words: str) -> None:
+    net = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
+    with pytest.raises(edgemat.FormatError, match=words):
+        edgemat.quantize(net, edgemat.Recipe(**recipe))

@@ -65,10 +65,10 @@ class CostRamp:
         Raises:
             FormatError: if it was taken with another cost model.
         """
-        if state["model"] != self.model:
+        if state.get("model") != self.model:
             raise FormatError(
-                f"CostRamp: the checkpoint ramps {state['model']!r}, expected {self.model!r}; construct it with that "
-                "model"
+                f"CostRamp: the checkpoint ramps {state.get('model')!r}, expected {self.model!r}; construct it with "
+                "that model"
             )
         self.count, self.steps = int(state["count"]), int(state["steps"])
         self.start, self.stop = float(state["start"]), float(state["stop"])

@@ -127,9 +127,9 @@ class CostTarget:
         Raises:
             FormatError: if it was taken with another cost model.
         """
-        if state["model"] != self.model:
+        if state.get("model") != self.model:
             raise FormatError(
-                f"CostTarget: the checkpoint limits {state['model']!r}, expected {self.model!r}; construct it with "
+                f"CostTarget: the checkpoint limits {state.get('model')!r}, expected {self.model!r}; construct it with "
                 "that model"
             )
         self.multiplier, self.at_most = float(state["multiplier"]), float(state["at_most"])
