@@ -106,10 +106,6 @@ class BipolarQuantizer(FixedQuantizer):
             "batch norm of its own behind the layer; use batch_norm='affine'"
         )
 
-    def in_range(self, x: Tensor) -> Tensor:
-        """Where the gradient passes."""
-        return x.abs() <= 1.0
-
     def get_extra_state(self) -> Tensor:
         """Width, signedness, rounding and overflow as int64 numbers; bipolar's overflow follows the others."""
         return torch.tensor([1, 1, ROUNDINGS.index(BIPOLAR.rounding), len(OVERFLOWS)])

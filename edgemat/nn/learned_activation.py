@@ -283,11 +283,6 @@ class LearnedActivationQuantizer(FixedQuantizer):
         shape = [-1 if d == 1 and self.per_channel else 1 for d in range(x.dim())] if self.per_channel else []
         return tuple(torch.from_numpy(np.asarray(v)).view(shape).to(x.device) for v in (double, step, low, high, peak))
 
-    def in_range(self, x: Tensor) -> Tensor:
-        """Where `x` rounds between the rails."""
-        _, step, low, high, _ = self._bounds(x)
-        return (x > low - step) & (x < high + step)
-
     @property
     def takes_affine(self) -> bool:
         """Never: the single pass knows no learned width."""

@@ -19,7 +19,6 @@ from edgemat.nn.rounding import (
     QuantizeChannels,
     QuantizeTensor,
     ReplaceForward,
-    open_interval,
     power_of_two,
     quantize_codes,
     range_frac,
@@ -291,11 +290,6 @@ class FixedQuantizer(nn.Module):
             shape[self.axis] = -1
             exponents = exponents.view(shape)
         return torch.ldexp(y.detach().double(), exponents).to(torch.int64)
-
-    def in_range(self, x: Tensor) -> Tensor:
-        """Where `x` rounds into the rails without overflow (per-tensor formats)."""
-        low, high = open_interval(self.grid, self.exponent(), self.relu, x.dtype == torch.float64)
-        return (x > low) & (x < high)
 
     def _settle(self, x: Tensor) -> None:
         """Sets a binary point that is missing (training only) or tracked (WRAP)."""

@@ -43,24 +43,21 @@ def weight_quantizer(
     check_points(spec.format, outputs, label)
     if len(shape) < 2:
         spec = replace(spec, accumulator=None)  # scales and slopes multiply, they do not sum
+    channels = outputs if spec.groups == "channel" and spec.format.int_bits is None else None
     if spec.format.bipolar:
         _check_bipolar(spec, label)
         return BipolarQuantizer(role="weights")
     if spec.khot is not None:
         _check_khot(spec, label)
-        learned = spec.groups == "channel" and spec.format.int_bits is None
-        return KHotQuantizer(spec.format, spec.khot, channels=outputs if learned else None, axis=axis)
+        return KHotQuantizer(spec.format, spec.khot, channels=channels, axis=axis)
     if spec.accumulator is not None:
         _check_accumulator(spec, axis, label)
-        learned = spec.groups == "channel" and spec.format.int_bits is None
-        channels = outputs if learned else None
         return AccumulatorQuantizer(spec.format, spec.accumulator, shape[axis], spec.accumulator_bound, channels, axis)
     if spec.learn_width or (spec.groups not in ("tensor", "channel") and spec.format.int_bits is None):
         return LearnedWidthQuantizer(spec.format, shape, outputs, axis, spec.groups)
-    learned = spec.groups == "channel" and spec.format.int_bits is None
     if spec.points == "statistics" and spec.format.int_bits is None:
-        return StatisticsQuantizer(spec.format, channels=outputs if learned else None, axis=axis)
-    return FixedQuantizer(spec.format, channels=outputs if learned else None, axis=axis, role="weights")
+        return StatisticsQuantizer(spec.format, channels=channels, axis=axis)
+    return FixedQuantizer(spec.format, channels=channels, axis=axis, role="weights")
 
 
 def bias_quantizer(spec: WeightSpec, outputs: int) -> LearnedWidthQuantizer | None:

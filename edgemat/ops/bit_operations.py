@@ -48,9 +48,3 @@ def operand_bits(tensor: Tensor) -> np.ndarray:
 def channel_bits(tensor: Tensor) -> np.ndarray:
     """`operand_bits` with one entry for each channel of axis 1."""
     return np.broadcast_to(operand_bits(tensor), (int(tensor.shape[1] or 1) if len(tensor.shape) > 1 else 1,))
-
-
-def element_bits(tensor: Tensor, ndim: int) -> np.ndarray:
-    """`operand_bits` laid along axis 1 of an `ndim`-dimensional result; broadcasts against it."""
-    bits = operand_bits(tensor)
-    return bits.reshape((1, -1) + (1,) * (ndim - 2)) if bits.size > 1 else bits.reshape((1,) * ndim)

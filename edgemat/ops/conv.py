@@ -123,16 +123,12 @@ class Conv(Op):
 
     def aligned(self, call: Call) -> tuple[np.ndarray, np.ndarray | None]:
         """Weights and bias that multiply input codes as they are: on the grid of the finest input channel."""
-        return self._weights(call)
-
-    def _weights(self, call: Call) -> tuple[np.ndarray, np.ndarray | None]:
-        """Weights on the grid of the finest input channel, and the bias."""
         shifts, w = self._shifts(call), call.constant(1)
         assert w is not None
         return w if shifts is None else shifted_weights(w, shifts), call.constant(2)
 
     def _fracs(self, call: Call) -> tuple[int, ...]:
-        w, _ = self._weights(call)
+        w, _ = self.aligned(call)
         fracs = weight_fracs(call, w.shape[0]) + call.x[0].format.finest
         check_bias_grid(call, fracs)
         return uniform(tuple(fracs.tolist()))
@@ -142,7 +138,7 @@ class Conv(Op):
         return (min(x.lo, 0), max(x.hi, 0)) if any(call.attrs["pads"]) else (x.lo, x.hi)
 
     def bounds(self, call: Call) -> Bounds:
-        w, b = self._weights(call)
+        w, b = self.aligned(call)
         flat = w.reshape(w.shape[0], -1)
         if call.x[0].format.widths is None:
             return prove(call, sum_bounds(flat, *self._input_range(call), b), self._fracs(call))
@@ -153,7 +149,7 @@ class Conv(Op):
         return prove(call, term_bounds(flat, lows, highs, b), self._fracs(call))
 
     def infer(self, call: Call) -> tuple[Result, ...]:
-        x, (w, _) = call.x[0], self._weights(call)
+        x, (w, _) = call.x[0], self.aligned(call)
         rank = w.ndim - 2
         groups = call.attrs["groups"]
         if rank not in (1, 2) or len(x.shape) != rank + 2:
@@ -181,7 +177,7 @@ class Conv(Op):
         return (Result((x.shape[0], w.shape[0], *spatial), accumulator(lo, hi, self._fracs(call)), lo, hi),)
 
     def compute(self, call: Call, *x: np.ndarray) -> np.ndarray:
-        w, b = self._weights(call)
+        w, b = self.aligned(call)
         rank = w.ndim - 2
         groups = call.attrs["groups"]
         view = windows(x[0], w.shape[2:], call.attrs["strides"], call.attrs["dilations"], call.attrs["pads"], 0)
@@ -197,7 +193,7 @@ class Conv(Op):
         return np.moveaxis(out if b is None else out + b, -1, 1)
 
     def emit(self, body: Body, call: Call, *x: Coded) -> Coded:
-        w, _ = self._weights(call)
+        w, _ = self.aligned(call)
         shifts = self._shifts(call)
         weight = x[1] if shifts is None else emit_shifted_weights(body, x[1], shifts)
         acc = (
@@ -234,7 +230,7 @@ class Conv(Op):
         return Coded(out, single)
 
     def native(self, call: Call) -> Native:
-        w, b = self._weights(call)
+        w, b = self.aligned(call)
         params = window_params(call, w.shape[2:])
         dilation_h, dilation_w = plane(call.attrs["dilations"], 1)
         params |= {
@@ -250,7 +246,7 @@ class Conv(Op):
         return Native(params, {"weight": weight} if b is None else {"weight": weight, "bias": b})
 
     def cost(self, call: Call) -> Cost:
-        w, b = self._weights(call)
+        w, b = self.aligned(call)
         places = math.prod(int(d or 1) for d in call.exact[0].shape[2:])
         work = w.size * places
         bits = w.size * call.format_attr("w_format").width + (0 if b is None else 32 * b.size)

@@ -55,24 +55,20 @@ class ConvTranspose(Op):
 
     def aligned(self, call: Call) -> tuple[np.ndarray, np.ndarray | None]:
         """Weights and bias that multiply input codes as they are: on the grid of the finest input channel."""
-        return self._weights(call)
-
-    def _weights(self, call: Call) -> tuple[np.ndarray, np.ndarray | None]:
-        """Weights on the grid of the finest input channel, and the bias."""
         shifts, w = self._shifts(call), call.constant(1)
         assert w is not None
         return w if shifts is None else shifted_weights(w, shifts), call.constant(2)
 
     def _by_output(self, call: Call) -> np.ndarray:
         """Weights as [O, C/groups, *K]."""
-        return by_output(call, self._weights(call)[0])
+        return by_output(call, self.aligned(call)[0])
 
     def bounds(self, call: Call) -> Bounds:
         w = self._by_output(call)
         flat = w.reshape(w.shape[0], -1)
         if call.x[0].format.widths is None:
             return sum_bounds(flat, min(call.x[0].lo, 0), max(call.x[0].hi, 0), call.constant(2))
-        source, (lows, highs) = self._weights(call)[0], call.x[0].channel_intervals()
+        source, (lows, highs) = self.aligned(call)[0], call.x[0].channel_intervals()
         if lows.size not in (1, source.shape[0]):
             raise call.refuse(f"input {call.x[0].shape} with weights {source.shape}", "channels must agree")
         ends = []
@@ -82,7 +78,7 @@ class ConvTranspose(Op):
         return term_bounds(flat, ends[0], ends[1], call.constant(2))
 
     def infer(self, call: Call) -> tuple[Result, ...]:
-        x, (w, _) = call.x[0], self._weights(call)
+        x, (w, _) = call.x[0], self.aligned(call)
         rank, groups = w.ndim - 2, call.attrs["groups"]
         if rank not in (1, 2) or len(x.shape) != rank + 2 or groups < 1 or w.shape[0] % groups:
             raise call.refuse(f"input {x.shape}, weights {w.shape}, {groups} groups", "expected 1-D or 2-D")
@@ -109,7 +105,7 @@ class ConvTranspose(Op):
         return (Result((x.shape[0], channels, *spatial), fmt, lo, hi),)
 
     def compute(self, call: Call, *x: np.ndarray) -> np.ndarray:
-        w, b = self._weights(call)
+        w, b = self.aligned(call)
         rank, groups = w.ndim - 2, call.attrs["groups"]
         kernel = w.shape[2:] if rank == 2 else (1, w.shape[2])
         strides, dilations = plane(call.attrs["strides"], 1), plane(call.attrs["dilations"], 1)
@@ -136,7 +132,7 @@ class ConvTranspose(Op):
         return out if b is None else out + b.reshape((-1,) + (1,) * rank)
 
     def emit(self, body: Body, call: Call, *x: Coded) -> Coded:
-        w, _ = self._weights(call)
+        w, _ = self.aligned(call)
         shifts = self._shifts(call)
         acc = emit_limb_products(
             body,
@@ -165,7 +161,7 @@ class ConvTranspose(Op):
         return Native(params, {"weight": weight} if b is None else {"weight": weight, "bias": b})
 
     def cost(self, call: Call) -> Cost:
-        w, b = self._weights(call)
+        w, b = self.aligned(call)
         places = int(np.prod(call.x[0].sample_shape[1:]))
         work, bits = w.size * places, w.size * call.format_attr("w_format").width + (0 if b is None else 32 * b.size)
         operand = channel_bits(call.x[0]).reshape((-1,) + (1,) * (w.ndim - 1))

@@ -13,7 +13,7 @@ from edgemat import report
 from edgemat.formats import Fixed
 from edgemat.op import Call, Tensor
 from edgemat.ops import BY_NAME
-from edgemat.ops.bit_operations import channel_bits, constant_bits, element_bits, interval_bits, operand_bits
+from edgemat.ops.bit_operations import channel_bits, constant_bits, interval_bits, operand_bits
 from edgemat.ops.cases import constant, tensor
 from tests.core.channel_graphs import VECTOR, dense
 from tests.core.graphs import Sketch, weights
@@ -53,7 +53,6 @@ def test_bits_of_operands_follow_the_channels() -> None:
     assert operand_bits(x).tolist() == [6, 3, 0, 8, 1]
     proved = Tensor("x", (None, 5, 2), x.format, 0, 5)
     assert operand_bits(proved).tolist() == [3, 2, 0, 3, 0] and channel_bits(proved).tolist() == [3, 2, 0, 3, 0]
-    assert element_bits(proved, 3).shape == (1, 5, 1)
     assert channel_bits(tensor("ufixed<4,2>", (None, 3))).tolist() == [4, 4, 4]
     assert operand_bits(tensor("bipolar", (None, 3))).tolist() == [2]
 

@@ -45,6 +45,15 @@ static inline float moved(float running, double momentum, double seen) {
     return (float)(momentum * seen + (1.0 - momentum) * running);
 }
 
+/* Sum of squared differences from the mean of channel c; moves its running statistics. */
+static double channel_statistics(float* running_mean, float* running_var, const float* x, const float* mean,
+                                 int64_t c, int64_t batch, int64_t channels, int64_t size, double momentum) {
+    const double sum = squares(x, mean[c], c, batch, channels, size);
+    running_mean[c] = moved(running_mean[c], momentum, mean[c]);
+    running_var[c] = moved(running_var[c], momentum, sum / ((double)batch * (double)size - 1.0));
+    return sum;
+}
+
 /* Biased variance per channel of [batch, channels, size] about the mean; moves the running statistics. */
 void edgemat_statistics(float* var, float* running_mean, float* running_var, const float* x,
                         const float* mean, int64_t batch, int64_t channels, int64_t size, double momentum,
@@ -52,9 +61,8 @@ void edgemat_statistics(float* var, float* running_mean, float* running_var, con
     const double count = (double)batch * (double)size;
 #pragma omp parallel for num_threads(threads) if (batch * channels * size > SMALL) schedule(static)
     for (int64_t c = 0; c < channels; c++) {
-        const double sum = squares(x, mean[c], c, batch, channels, size);
-        running_mean[c] = moved(running_mean[c], momentum, mean[c]);
-        running_var[c] = moved(running_var[c], momentum, sum / (count - 1.0));
+        const double sum =
+            channel_statistics(running_mean, running_var, x, mean, c, batch, channels, size, momentum);
         var[c] = (float)(sum / count);
     }
 }
@@ -68,9 +76,8 @@ void edgemat_norm(float* y, float* invstd, float* running_mean, float* running_v
     const double count = (double)batch * (double)size;
 #pragma omp parallel for num_threads(threads) if (batch * channels * size > SMALL) schedule(static)
     for (int64_t c = 0; c < channels; c++) {
-        const double sum = squares(x, mean[c], c, batch, channels, size);
-        running_mean[c] = moved(running_mean[c], momentum, mean[c]);
-        running_var[c] = moved(running_var[c], momentum, sum / (count - 1.0));
+        const double sum =
+            channel_statistics(running_mean, running_var, x, mean, c, batch, channels, size, momentum);
         invstd[c] = (float)(1.0 / sqrt(sum / count + eps));
         const float a = invstd[c] * (gamma[c] * scale), shift = mean[c] * a,
                     b = beta[c] * scale + 0.5f - shift;
@@ -159,10 +166,9 @@ int edgemat_norm_affine(float* y, float* a, float* b, float* invstd, float* runn
         if (!(fabsf(rintf(frac[i])) <= EXPONENT_LIMIT)) return 0;
 #pragma omp parallel for num_threads(threads) if (batch * channels * size > SMALL) schedule(static)
     for (int64_t c = 0; c < channels; c++) {
-        const double sum = squares(x, mean[c], c, batch, channels, size);
+        const double sum =
+            channel_statistics(running_mean, running_var, x, mean, c, batch, channels, size, momentum);
         const int f = (int)rintf(frac[points == 1 ? 0 : c]);
-        running_mean[c] = moved(running_mean[c], momentum, mean[c]);
-        running_var[c] = moved(running_var[c], momentum, sum / (count - 1.0));
         invstd[c] = 1.0f / sqrtf((float)(sum / count) + eps);
         const float real = invstd[c] * gamma[c], shift = mean[c] * real;
         a[c] = clamped(half_up(real * ldexpf(1.0f, f + 1)), a_low, a_high) * ldexpf(1.0f, -f);

@@ -74,6 +74,11 @@ class Port:
     overflow: str
     range_remark: str
 
+    @property
+    def rail_step(self) -> int:
+        """1 where each channel has lowest and highest codes of its own, 0 where all share one entry."""
+        return int(len(self.lowest) > 1)
+
 
 @dataclass(frozen=True)
 class ArrayText:
