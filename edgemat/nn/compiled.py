@@ -205,6 +205,11 @@ def _parameters(
         limit = float(1 << (bias_width - 1))
         codes.clamp_(-limit, limit - 1)
         offset = codes.abs().amax().item()
+        if offset >= limit - 1:
+            raise FormatError(
+                f"a compiled layer has a bias that saturates its {bias_width} bits, where it has no gradient, expected "
+                "one within them; run this model without torch.compile, or widen the bias"
+            )
         b = torch.ldexp(codes, -exponents).to(kind)
     if not most * reach + offset < top:
         raise FormatError(

@@ -152,6 +152,15 @@ def test_a_sum_beyond_the_carrier_is_refused() -> None:
     assert torch.equal(fast(x), layer(x))
 
 
+def test_a_saturated_bias_is_refused() -> None:
+    layer = QuantLinear(4, 2, weights="fixed<8>", bias_format="fixed<12>", input="fixed<8,1>", output=None)
+    layer(torch.rand(3, 4))
+    with torch.no_grad():
+        layer.bias.fill_(2000.0)
+    with pytest.raises(FormatError, match="saturates its 12 bits"):
+        torch.compile(layer, backend="aot_eager", fullgraph=True)(torch.rand(3, 4))
+
+
 def test_operands_too_far_apart_are_refused() -> None:
     points = torch.tensor(20.0), torch.tensor(3.0)
     with pytest.raises(FormatError, match="20 fractional bits"):
