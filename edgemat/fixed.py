@@ -166,6 +166,11 @@ class Fixed:
         return self.overflow == SIGN
 
     @property
+    def ternary(self) -> bool:
+        """Whether the codes are -1, 0 and +1: two bits with symmetric saturation (fewer bits in some channels)."""
+        return self.width == 2 and self.signed and self.overflow == "SAT_SYM"
+
+    @property
     def per_channel(self) -> bool:
         """Whether the binary point or the width differs by channel."""
         return isinstance(self.int_bits, tuple) or self.widths is not None

@@ -28,7 +28,7 @@ from edgemat.ops.accumulation import (
 )
 from edgemat.ops.bit_operations import channel_bits, constant_bits
 from edgemat.ops.cases import constant, random_codes, tensor
-from edgemat.ops.linear import check_bias_grid, check_weights, shift_limit, sign_params, weight_fracs
+from edgemat.ops.linear import check_bias_grid, check_weights, shift_limit, sign_additions, sign_params, weight_fracs
 from edgemat.ops.shift_add import KHOT_ATTRIBUTE, digit_params, khot_cases, without_multiplies
 from edgemat.ops.stated_accumulator import ACCUMULATOR, prove
 
@@ -252,7 +252,9 @@ class Conv(Op):
         bits = w.size * call.format_attr("w_format").width + (0 if b is None else 32 * b.size)
         operand = by_weight(call, channel_bits(call.x[0]))
         ebops = places * int((constant_bits(w) * operand).sum())
-        return without_multiplies(call, Cost(0 if sign_params(call, w) else work, work, bits, ebops), w, places)
+        if sign_params(call, w):
+            return Cost(0, sign_additions(w) * places, bits, ebops)
+        return without_multiplies(call, Cost(work, work, bits, ebops), w, places)
 
     def cases(self) -> list[Call]:
         made = []
@@ -292,6 +294,17 @@ class Conv(Op):
         x = tensor("fixed<8,3>", (None, 2, 4, 4))
         made.append(Call(self, "channels", [x, w[0]], attrs, {1: w[1]}))
         made.append(Call(self, "channels_rq", [x, w[0]], {**attrs, "requantize": "fixed<8,6>"}, {1: w[1]}))
+        for index, (shape, outs, kernel, strides, pads, dilations, groups) in enumerate(geometries):
+            for points, x_fmt, requantize in (
+                ("1", "fixed<8,3>", "fixed<6,4>"),
+                ("[" + ",".join(str(o % 3) for o in range(outs)) + "]", "ufixed<8,8>", "fixed<8,9,RND_CONV,SAT>"),
+            ):
+                codes = random_codes("fixed<2,0,RND,SAT_SYM>", (outs, shape[0] // groups, *kernel), 60 + index)
+                w = constant("fixed<2,0,RND,SAT_SYM>", codes)
+                attrs = {"w_format": f"fixed<2,{points},RND,SAT_SYM>", "requantize": requantize, "groups": groups}
+                attrs |= {"strides": strides, "pads": pads, "dilations": dilations}
+                x = tensor(x_fmt, (None, *shape))
+                made.append(Call(self, f"ternary{index}_{points}", [x, w[0]], attrs, {1: w[1]}))
         return [*made, *self._channel_cases()]
 
     def _channel_cases(self) -> list[Call]:

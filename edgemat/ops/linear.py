@@ -186,8 +186,9 @@ class Linear(Op):
         rows = call.x[0].size // w.shape[1]
         bits = w.size * call.format_attr("w_format").width + (0 if b is None else 32 * b.size)
         operand = channel_bits(call.x[0]) if len(call.x[0].shape) == 2 else operand_bits(call.x[0])
-        multiplies = 0 if sign_params(call, w) else w.size * rows
-        cost = Cost(multiplies, w.size * rows, bits, rows * int((constant_bits(w) * operand).sum()))
+        signs = bool(sign_params(call, w))
+        work = 0 if signs else w.size * rows, (sign_additions(w) if signs else w.size) * rows
+        cost = Cost(*work, bits, rows * int((constant_bits(w) * operand).sum()))
         return without_multiplies(call, cost, w, rows)
 
     def cases(self) -> list[Call]:
@@ -241,7 +242,34 @@ class Linear(Op):
         w = constant("bipolar", np.where(random_codes("fixed<6,0>", (3, 5), 9) < 0, -1, 1))
         made += self._stated()
         made.append(Call(self, "signs", [tensor("bipolar", (None, 5)), w[0]], {"w_format": "bipolar"}, {1: w[1]}))
-        return [*made, *khot_cases(made)]
+        return [*made, *self._ternary(), *khot_cases(made)]
+
+    def _ternary(self) -> list[Call]:
+        """Weights -1, 0 and +1: with and without bias, one scale or one per output, rails and ties behind them."""
+        made = []
+        for index, (outs, ins, x_fmt, requantize) in enumerate(
+            (
+                (1, 1, "fixed<8,3>", ""),
+                (3, 7, "ufixed<8,8>", "fixed<6,8>"),
+                (5, 64, "fixed<8,1>", "ufixed<8,4,RND_CONV,SAT>"),
+                (16, 33, "fixed<4,4>", "fixed<6,7,TRN,WRAP>"),
+                (8, 40, "fixed<16,4>", "fixed<8,6>"),
+                (4, 5, "fixed<8,[3,2,9,0,-1]>", "fixed<8,4>"),
+                (4, 21, "bipolar", "bipolar"),
+            )
+        ):
+            for points in ("0", "[" + ",".join(str(2 - o % 3) for o in range(outs)) + "]"):
+                w_fmt = f"fixed<2,{points},RND,SAT_SYM>"
+                w = constant("fixed<2,0,RND,SAT_SYM>", random_codes("fixed<2,0,RND,SAT_SYM>", (outs, ins), 40 + index))
+                b = constant("fixed<10,0>", random_codes("fixed<10,0>", (outs,), 50 + index), "b")
+                attrs = {"w_format": w_fmt, "requantize": requantize}
+                x = tensor(x_fmt, (None, ins))
+                made.append(Call(self, f"ternary{index}_{points}", [x, w[0]], attrs, {1: w[1]}))
+                made.append(Call(self, f"ternary{index}_{points}_b", [x, w[0], b[0]], attrs, {1: w[1], 2: b[1]}))
+        w = constant("fixed<2,0,RND,SAT_SYM>", np.array([[1, 0, -1], [0, 0, 0]]))
+        attrs = {"w_format": "fixed<2,0,RND,SAT_SYM>", "requantize": "fixed<6,8>"}
+        made.append(Call(self, "ternary_rank3", [tensor("fixed<8,8>", (None, 4, 3)), w[0]], attrs, {1: w[1]}))
+        return made
 
     def _stated(self) -> list[Call]:
         """Sums whose accumulator is stated: as narrow as they allow, with room, and beyond 16 bits."""
@@ -261,11 +289,22 @@ class Linear(Op):
 
 
 def sign_params(call: Call, w: np.ndarray) -> dict[str, int | tuple[int, ...]]:
-    """``{"bipolar": 1}`` for native kernels where every weight is -1 or +1 by its format: signs, not products.
+    """``{"bipolar": 1}`` or ``{"ternary": 1}`` for native kernels where every weight is -1 or +1, or -1, 0 or +1, by its
+    format: signs, not products.
 
-    Weights shifted to the finest of several input grids are no longer signs.
+    Weights shifted to the finest of several grids are no longer signs, and digits that are stated (``khot``) go first.
     """
-    return {"bipolar": 1} if call.format_attr("w_format").bipolar and bool((np.abs(w) == 1).all()) else {}
+    fmt, codes = call.format_attr("w_format"), np.abs(w)
+    if fmt.bipolar and bool((codes == 1).all()):
+        return {"bipolar": 1}
+    if fmt.ternary and call.attrs.get("khot") is None and bool((codes <= 1).all()):
+        return {"ternary": 1}
+    return {}
+
+
+def sign_additions(w: np.ndarray) -> int:
+    """Additions and subtractions that weights of -1, 0 and +1 ask for: one for each that is not 0."""
+    return int(np.count_nonzero(w))
 
 
 def check_bias_grid(call: Call, fracs: np.ndarray) -> None:
