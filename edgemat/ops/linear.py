@@ -289,8 +289,8 @@ class Linear(Op):
 
 
 def sign_params(call: Call, w: np.ndarray) -> dict[str, int | tuple[int, ...]]:
-    """``{"bipolar": 1}`` or ``{"ternary": 1}`` for native kernels where every weight is -1 or +1, or -1, 0 or +1, by its
-    format: signs, not products.
+    """``{"bipolar": 1}`` or ``{"ternary": 1}`` for native kernels: every weight is -1 or +1, or one of -1, 0 and +1, by
+    its format, so that there are signs and no products.
 
     Weights shifted to the finest of several grids are no longer signs, and digits that are stated (``khot``) go first.
     """
