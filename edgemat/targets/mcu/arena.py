@@ -4,7 +4,8 @@
    operand that nobody reads later (same element size, or results of one byte, whose writes never pass the reads).
 2. A buffer lives from the step that writes it first to the step that reads it last. The network's inputs are the
    caller's and never written; a buffer that holds an output is the caller's output array and takes no arena.
-3. Offsets: best fit, in several orders; then, while the arena is larger than the lower bound, a fixed number of
+3. A kernel's working memory is a buffer of its step alone.
+4. Offsets: best fit, in several orders; then, while the arena is larger than the lower bound, a fixed number of
    pseudo-random exchanges in the order. The lower bound is the largest sum of sizes alive at one step: no placement
    of these buffers can be smaller.
 """
@@ -17,6 +18,7 @@ from dataclasses import dataclass, field
 
 from edgemat.targets.layout import NativeTensor, Network, Step
 from edgemat.targets.mcu.storage import size_of, storage
+from edgemat.targets.mcu.ternary import choose_trits
 from edgemat.targets.mcu.variants import KERNELS
 
 ALIGNMENT = 8
@@ -53,6 +55,7 @@ class Arena:
         copies: (tensor, output number) of outputs that share memory with an input, another output or a larger
             tensor.
         buffers: the buffers in the arena, by first step.
+        scratch: offset of the working memory of those steps that have any, by number.
     """
 
     size_bytes: int
@@ -60,6 +63,7 @@ class Arena:
     places: dict[str, Place]
     copies: tuple[tuple[str, int], ...]
     buffers: tuple[Buffer, ...]
+    scratch: dict[int, int] = field(default_factory=dict)
 
 
 def plan_arena(network: Network) -> Arena:
@@ -91,12 +95,18 @@ def plan_arena(network: Network) -> Arena:
             first, last, size = roots.span(root)
             buffers[root] = Buffer(-(-size // ALIGNMENT) * ALIGNMENT, first, last)
         buffers[root].members.append(name)
-    live = sorted(buffers.values(), key=lambda b: (b.first, b.last, b.size_bytes))
+    working: dict[int, Buffer] = {}
+    for index, step in enumerate(network.steps):
+        choice = choose_trits(step)
+        if choice is not None:
+            working[index] = Buffer(-(-choice.scratch_bytes // ALIGNMENT) * ALIGNMENT, index, index)
+    live = sorted((*buffers.values(), *working.values()), key=lambda b: (b.first, b.last, b.size_bytes))
     bound = max((_alive_bytes(live, step) for step in range(len(network.steps))), default=0)
     size = place(live, bound)
     for buffer in live:
         places.update((name, Place("arena", buffer.offset)) for name in buffer.members)
-    return Arena(size, bound, places, tuple(copies), tuple(live))
+    scratch = {index: buffer.offset for index, buffer in working.items()}
+    return Arena(size, bound, places, tuple(copies), tuple(live), scratch)
 
 
 def tensor_bytes(tensor: NativeTensor) -> int:

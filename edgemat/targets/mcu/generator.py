@@ -30,6 +30,7 @@ from edgemat.targets.mcu.library import (
     member_text,
 )
 from edgemat.targets.mcu.storage import ConstantArray, c_type, literal, size_of, storage
+from edgemat.targets.mcu.ternary import state_packing
 from edgemat.targets.mcu.variants import KERNELS, KernelCall, Variant, plan_calls
 
 _LOCALS = ("model", "arena", "results", "samples", "count", "arguments", "differ", "i", "status", "values", "codes")
@@ -38,20 +39,21 @@ _LOCALS = ("model", "arena", "results", "samples", "count", "arguments", "differ
 PRODUCTS = ("shift_add", "compiler")
 
 
-def project(graph: Any, products: str = "shift_add") -> Project:
+def project(graph: Any, products: str = "shift_add", ternary_packing: str = "auto") -> Project:
     """Plan the C library of a lowered graph.
 
     Args:
         graph: A `Graph` of `edgemat.lower.reader`.
         products: How K-hot weights multiply: by shifts and additions, or (``"compiler"``) by ``*`` like all others,
             which is faster on a core with a multiplier. The integers are the same.
+        ternary_packing: Bits a ternary weight takes in flash: ``"2"``, ``"1.6"``, or the faster one (``"auto"``).
 
     Raises:
-        UnsupportedOpError: an operator has no kernel, a sum needs more than 64 bits, or `products` is unknown.
+        UnsupportedOpError: an operator has no kernel, a sum needs more than 64 bits, or an option is unknown.
     """
     if products not in PRODUCTS:
         raise UnsupportedOpError(f"products is {products!r}, expected one of {', '.join(PRODUCTS)}")
-    network = to_native(graph)
+    network = state_packing(to_native(graph), ternary_packing)
     if products == "compiler":
         plain = ({key: value for key, value in step.params.items() if key != "khot"} for step in network.steps)
         steps = tuple(replace(step, params=params) for step, params in zip(network.steps, plain, strict=True))
@@ -59,13 +61,16 @@ def project(graph: Any, products: str = "shift_add") -> Project:
     return _Planner(network, plan_arena(network)).project()
 
 
-def export(graph: Any, output: Path | str, products: str = "shift_add") -> Path:
+def export(
+    graph: Any, output: Path | str, products: str = "shift_add", ternary_packing: str = "auto"
+) -> Path:
     """Write the C library of a lowered graph; an existing folder of that name is replaced.
 
     Args:
         graph: A `Graph` of `edgemat.lower.reader`.
         output: Folder to write.
         products: How K-hot weights multiply (`project`).
+        ternary_packing: Bits a ternary weight takes in flash (`project`).
 
     Returns:
         The folder.
@@ -73,7 +78,7 @@ def export(graph: Any, output: Path | str, products: str = "shift_add") -> Path:
     Raises:
         EdgematError: it cannot be written; nothing is left behind.
     """
-    return write_project(project(graph, products).files(), Path(output), "mcu", "model.h")
+    return write_project(project(graph, products, ternary_packing).files(), Path(output), "mcu", "model.h")
 
 
 class _Planner:
@@ -98,11 +103,11 @@ class _Planner:
         self.places = made
         variants: dict[str, Variant] = {}
         calls = []
-        for step in self.network.steps:
+        for number, step in enumerate(self.network.steps):
             for call in plan_calls(step):
                 known = variants.setdefault(call.variant.function, call.variant)
                 assert known == call.variant, f"two variants are called {known.function}"
-                calls.append(self.call(call, made))
+                calls.append(self.call(call, made, number))
         made.variants = tuple(variants.values())
         made.calls = tuple(calls)
         made.arrays = tuple(self.arrays)
@@ -160,7 +165,7 @@ class _Planner:
         self.weight_bytes += array.values.size * size_of(array.element)
         return name
 
-    def call(self, call: KernelCall, made: Project) -> CallText:
+    def call(self, call: KernelCall, made: Project, number: int) -> CallText:
         step = call.step
         name = f"{self.prefix}_{self.identifiers[f'{step.name} {call.suffix}' if call.suffix else step.name]}"
         arguments = [f"&{name}_params"]
@@ -181,6 +186,8 @@ class _Planner:
         if call.takes_epilogue:
             arguments.append(f"&{name}_epilogue" if call.shift or call.widths else "NULL")
         arguments.append(self.pointer(step.outputs[0].name, made, const=False))
+        if call.scratch_bytes:
+            arguments.append(f"arena + {self.arena.scratch[number]}")
         traced = []
         if call.suffix in ("", f"_{len(step.inputs) - 1}"):
             for tensor in step.outputs:

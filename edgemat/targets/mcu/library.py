@@ -29,6 +29,8 @@ _INCLUDED = {
     "conv__subsets.c": ("edgemat_subsets.h",),
     "linear__bipolar.c": ("edgemat_minus.h",),
     "conv__bipolar.c": ("edgemat_minus.h", "edgemat_window.h"),
+    "linear__trits.c": ("edgemat_trits.h", "edgemat_trits_end.h"),
+    "conv__trits.c": ("edgemat_trits.h", "edgemat_trits_end.h"),
     "max_pool.c": ("edgemat_window.h",),
     "average_pool.c": ("edgemat_window.h",),
     "add.c": ("edgemat_binary.h",),

@@ -15,6 +15,7 @@ from edgemat.signed_digits import pack_digits
 from edgemat.targets.layout import Step
 from edgemat.targets.mcu.epilogue import EpilogueChoice, overflow_kind, overflow_macros, overflow_name
 from edgemat.targets.mcu.storage import ConstantArray, array_storage, c_type, size_of, storage
+from edgemat.targets.mcu.ternary import choose_trits, packed_rows
 
 _BLOCK = 4
 WORD_BITS = 32
@@ -111,6 +112,7 @@ class KernelCall:
         widths: bits of each channel's code where they differ and saturate; else empty.
         takes_epilogue: whether the kernel has an epilogue argument.
         suffix: told apart by it are several calls of one step.
+        scratch_bytes: working memory, the kernel's last argument; 0: it has none.
     """
 
     step: Step
@@ -123,6 +125,7 @@ class KernelCall:
     takes_epilogue: bool
     suffix: str = ""
     widths: tuple[int, ...] = ()
+    scratch_bytes: int = 0
 
 
 def interleave(rows: np.ndarray, groups: int, repeat: bool = True) -> np.ndarray:
@@ -200,7 +203,8 @@ def _plan(step: Step) -> KernelCall:
                 "expected one format"
             )
         return _moving(step, y, params)
-    signs = signs_file(step)
+    trits = choose_trits(step)
+    signs = f"{step.stem}__trits.c" if trits else signs_file(step)
     codes = _arrays(step, y, bool(signs))
     arrays, digit_macros, digit_name = (codes, [], []) if signs else packed_digits(step, codes)
     macros = [("EM_X", c_type(x[0])), *digit_macros]
@@ -212,9 +216,10 @@ def _plan(step: Step) -> KernelCall:
         macros.append(("EM_W", c_type(arrays[0].element)))
         name.append(arrays[0].element)
     name += digit_name
-    if step.params.get("bipolar") and not signs:
-        macros.append(("EM_SIGNED", "1"))
-        name.append("signed")
+    for kind, macro, label in (("bipolar", "1", "signed"), ("ternary", "2", "ternary")):
+        if step.params.get(kind) and not signs:
+            macros.append(("EM_SIGNED", macro))
+            name.append(label)
     if "bias" in kernel.arrays:
         bias = arrays[kernel.arrays.index("bias")]
         macros.append(("EM_B", c_type(bias.element if bias else "s32")))
@@ -233,7 +238,10 @@ def _plan(step: Step) -> KernelCall:
         name += choice.name
     if step.stem == "softmax":
         _choose_quotient(step, macros, name)
-    if signs and not signs.endswith("__bipolar.c"):
+    if trits:
+        macros += trits.macros
+        name.append(trits.name)
+    elif signs and not signs.endswith("__bipolar.c"):
         held = 1 << (sign_words(step) - 1).bit_length()
         macros.append(("EM_WORDS", str(held)))
         name.append(f"k{32 * held}")
@@ -251,12 +259,14 @@ def _plan(step: Step) -> KernelCall:
     if kernel.epilogue:
         arguments.append("const em_epilogue *epilogue")
     arguments.append(f"{c_type(y)} *y")
+    arguments += ["void *scratch"] if trits else []
     variant = Variant(function, file, tuple(macros), f"void {function}({', '.join(arguments)});")
     fields = _fields(step, kernel, params)
     operands = tuple(range(len(step.inputs)))
     return KernelCall(
-        step, variant, operands, kernel.struct, fields, tuple(arrays), shift, kernel.epilogue, widths=widths
-    )
+        step, variant, operands, kernel.struct, fields, tuple(arrays), shift, kernel.epilogue, widths=widths,
+        scratch_bytes=trits.scratch_bytes if trits else 0,
+    )  # fmt: skip
 
 
 def _fields(step: Step, kernel: Kernel, params: dict) -> tuple[tuple[str, int | tuple[int, ...]], ...]:
@@ -361,7 +371,11 @@ def _arrays(step: Step, y: str, signs: bool = False) -> list[ConstantArray | Non
             element = y
         elif role == "bias":
             element = "s32" if size_of(element) <= 4 else "s64"
-        if role == "weight" and signs:
+        trits = choose_trits(step) if role == "weight" else None
+        if trits is not None:
+            groups = int(step.params.get("groups", 1))
+            element, values = "u8", packed_rows(values.reshape(len(values), -1), groups, trits.trits)
+        elif role == "weight" and signs:
             element, values = "u32", sign_rows(values.reshape(len(values), -1))
         elif role == "weight":
             depthwise = _is_depthwise(step)

@@ -61,7 +61,7 @@
 #define EM_DIGITS 0
 #endif
 
-#ifndef EM_SIGNED /* 1: every weight is -1 or +1, so that a product is x or -x */
+#ifndef EM_SIGNED /* 1: every weight is -1 or +1, so that a product is x or -x; 2: or 0 */
 #define EM_SIGNED 0
 #endif
 
@@ -73,6 +73,8 @@
 #include "edgemat_shift_add.h"
 #define EM_PRODUCT(x, w) \
     EM_PASTE(em_shift_add_s, EM_ACC_BITS)((EM_ACC)(x), (uint32_t)(w), EM_DIGITS, EM_DIGIT_BITS, EM_DIGIT_NONE)
+#elif EM_SIGNED == 2
+#define EM_PRODUCT(x, w) ((((EM_ACC)(x) & -((EM_ACC)(w) & 1)) ^ ((EM_ACC)(w) >> 1)) - ((EM_ACC)(w) >> 1))
 #elif EM_SIGNED
 #define EM_PRODUCT(x, w) (((EM_ACC)(x) ^ ((EM_ACC)(w) >> 1)) - ((EM_ACC)(w) >> 1))
 #else
