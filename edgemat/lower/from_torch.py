@@ -82,8 +82,12 @@ def _lowered(
     for node in graph:
         if node in needed and not (node.domain == "" and node.op_type in _SHAPE_ONLY) and not _is_constant(imp, node):
             import_node(imp, node)
-    for value, label in zip(graph.outputs, names, strict=True):
+    for value, label in zip(graph.outputs, names, strict=False):
         imp.output(value, label)
+    for value in graph.outputs[len(names) :]:
+        written = value.producer()
+        assert written is not None and written.op_type == "NextState"
+        imp.next_state(written, str(imp.attr(written, "state")))
     model = ir.Model(imp.graph, ir_version=10)
     simplify(model)
     finish(model)
@@ -182,10 +186,12 @@ def _exported(
 ) -> tuple[ir.Model, list[str]]:
     """The exporter's model and the names of its outputs."""
     batch = torch.export.Dim("batch")
+    from edgemat.nn.state import states_handed_out
+
     named = isinstance(example, dict)
     shapes: Any = {k: {0: batch} for k in example} if named else tuple({0: batch} for _ in example)
     try:
-        with _quiet(), torch.no_grad():
+        with _quiet(), torch.no_grad(), states_handed_out(module) as states:
             program = torch.onnx.export(
                 module,
                 () if named else tuple(example),
@@ -209,7 +215,7 @@ def _exported(
             "axis 0 symbolic and the control flow free of tensor values"
         ) from error
     assert program is not None
-    return program.model, _output_names(program, len(program.model.graph.outputs))
+    return program.model, _output_names(program, len(program.model.graph.outputs) - states, states)
 
 
 def _first_line(error: BaseException) -> str:
@@ -218,13 +224,14 @@ def _first_line(error: BaseException) -> str:
     return next((line.strip() for line in plain.splitlines() if line.strip()), "no message")
 
 
-def _output_names(program: torch.onnx.ONNXProgram, count: int) -> list[str]:
-    """ "output" for one tensor, "output_0", ... for a sequence, the keys for a dict."""
+def _output_names(program: torch.onnx.ONNXProgram, count: int, states: int) -> list[str]:
+    """ "output" for one tensor, "output_0", ... for a sequence, the keys for a dict; `states` follow the `count`."""
     exported = program.exported_program
     spec = exported.call_spec.out_spec if exported is not None else None
-    if spec is None or spec.num_leaves != count:
+    if spec is None or spec.num_leaves != count + states:
         return ["output"] if count == 1 else [f"output_{i}" for i in range(count)]
-    paths = tree_flatten_with_path(tree_unflatten(list(range(count)), spec))[0]
+    results = tree_unflatten(list(range(count + states)), spec)
+    paths = tree_flatten_with_path(results[0] if states else results)[0]
     names = []
     for path, index in paths:
         keys = [str(getattr(key, "key", getattr(key, "idx", index))) for key in path]

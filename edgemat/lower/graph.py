@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
+from edgemat.lower.states import State, pair_states
 from edgemat.op import Call, Tensor
 
 
@@ -20,11 +21,12 @@ class Graph:
         outputs: Names of the code tensors before the output dequantisers.
         input_names: Float inputs of the file, in order, matching `inputs`.
         output_names: Float outputs of the file, in order, matching `outputs`.
-        nodes: Operators in topological order, without Quantize, Dequantize and Constant.
+        nodes: Operators in topological order, without Quantize, Dequantize, Constant, State and NextState.
         tensors: Type of every code tensor by name (constants excluded).
         constants: int64 codes of every constant by value name.
         quantizers: The Quantize calls by float input name.
         model: The onnx_ir model the view was made of.
+        states: Recurrent states, in the order of the file's inputs: neither `inputs` nor `outputs` hold them.
     """
 
     name: str
@@ -37,6 +39,7 @@ class Graph:
     constants: dict[str, np.ndarray]
     quantizers: dict[str, Call]
     model: ir.Model = field(repr=False)
+    states: list[State] = field(default_factory=list)
 
     def input_type(self, index: int) -> Tensor:
         """Type of the codes of input `index`."""
@@ -60,17 +63,21 @@ def view(model: ir.Model, calls: list[Call]) -> Graph:
         if call.op.name == "Dequantize":
             dequantized[call.outputs[0]] = call.inputs[0]
             continue
+        if call.op.name == "NextState":
+            continue
         for tensor in call.y:
             tensors[tensor.name] = tensor
         if call.op.name == "Quantize":
             quantizers[call.inputs[0]] = call
-        elif call.op.name != "Literal":
-            nodes.append(call)
-        else:
+        elif call.op.name == "Literal":
             constants[call.outputs[0]] = call.constants[0]
+        elif call.op.name != "State":
+            nodes.append(call)
     graph = model.graph
     input_names = [v.name or "" for v in graph.inputs]
-    output_names = [v.name or "" for v in graph.outputs]
+    states = pair_states(graph, calls)
+    handed_on = {state.output for state in states}
+    output_names = [v.name or "" for v in graph.outputs if v.name not in handed_on]
     return Graph(
         graph.name or "model",
         [quantizers[name].outputs[0] for name in input_names if name in quantizers],
@@ -82,4 +89,5 @@ def view(model: ir.Model, calls: list[Call]) -> Graph:
         constants,
         quantizers,
         model,
+        states,
     )

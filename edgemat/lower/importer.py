@@ -11,10 +11,11 @@ import onnx_ir as ir
 
 from edgemat.body import DOMAIN, OPSET
 from edgemat.errors import LoweringError, UnsupportedOpError
+from edgemat.formats import Fixed
 from edgemat.lower.passes.align_operands import common_format
 from edgemat.lower.passes.surgery import make_node
 from edgemat.lower.typing import META, input_type, type_node, type_of
-from edgemat.op import REAL, Op, Tensor
+from edgemat.op import REAL, Op, Tensor, code_dtype
 from edgemat.ops import BY_NAME
 
 
@@ -29,6 +30,7 @@ class Importer:
         self.graph = ir.Graph([], [], nodes=[], opset_imports={"": OPSET, DOMAIN: 1}, name=name)
         self._map: dict[ir.Value, ir.Value] = {}
         self._names: set[str] = set()
+        self._states: dict[str, str] = {}
         self._shared: dict[tuple[str, tuple[int, ...], bytes], ir.Value] = {}
 
     # -- the source side --------------------------------------------------------------------------------------
@@ -123,6 +125,31 @@ class Importer:
         made.meta[META] = input_type(made)
         self.graph.inputs.append(made)
         self._map[source] = made
+
+    def state(self, source: ir.Node, name: str, fmt: Fixed) -> None:
+        """Declares a recurrent state: a graph input of codes of the shape `source` has, read by a State node."""
+        if name in self._states:
+            raise self.refuse(source, f"state {name!r} is read by two nodes", "expected one State a state")
+        made = ir.Value(name=self._unique(name), shape=source.outputs[0].shape)
+        self._states[name] = made.name or ""
+        made.dtype = ir.DataType.from_numpy(code_dtype(fmt))
+        made.meta[META] = input_type(made)
+        self.graph.inputs.append(made)
+        self._map[source.outputs[0]] = self.add("State", [made], {"y_format": str(fmt)}, f"{name}.read")
+
+    def next_state(self, source: ir.Node, name: str) -> None:
+        """Closes a state: what `source` takes becomes the graph output ``<name>.next``."""
+        if name not in self._states:
+            raise self.refuse(
+                source, f"state {name!r} is written but never read", "read it in the step, or leave it out"
+            )
+        name = self._states[name]
+        made = self.add("NextState", [self.operand(source, 0)], {"state": name}, f"{name}.write")
+        made.name = self._unique(f"{name}.next")
+        node = made.producer()
+        assert node is not None
+        type_node(node)
+        self.graph.outputs.append(made)
 
     def mapped(self, source: ir.Value) -> ir.Value:
         """What a source value has become."""

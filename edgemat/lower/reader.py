@@ -139,15 +139,17 @@ def _typed(model: ir.Model) -> list[Call]:
     for value in model.graph.outputs:
         tensor = value.meta.get(META)
         producer = value.producer()
-        if tensor is None or tensor.format is not REAL or producer is None or producer.op_type != "Dequantize":
-            raise LoweringError(f"graph output {value.name!r} is not written by a Dequantize")
-    if not model.graph.outputs:
+        if tensor is None or producer is None or producer.op_type not in ("Dequantize", "NextState"):
+            raise LoweringError(f"graph output {value.name!r} is not written by a Dequantize or a NextState")
+    if not any(value.producer().op_type == "Dequantize" for value in model.graph.outputs):  # type: ignore[union-attr]
         raise LoweringError("the graph has no output")
     readers: dict[str, int] = {}
     for call in calls:
         if call.op.name == "Quantize":
             readers[call.inputs[0]] = readers.get(call.inputs[0], 0) + 1
     for value in model.graph.inputs:
+        if value.meta[META].format is not REAL:
+            continue  # a state: pair_states looks at it
         if readers.get(value.name or "", 0) != 1:
             raise LoweringError(
                 f"graph input {value.name!r} has {readers.get(value.name or '', 0)} quantisers, expected one"

@@ -37,6 +37,11 @@ SYMBOLIC_NAMES = {"Constant": "Literal"}
 
 def symbolic(imp: Importer, node: ir.Node) -> None:
     """A node the torch layers emitted: codes are stored in their code type, attributes checked by the dossier."""
+    if node.op_type == "State":
+        imp.state(node, str(imp.attr(node, "name")), Fixed.parse(str(imp.attr(node, "y_format"))))
+        return
+    if node.op_type == "NextState":
+        return  # it closes a graph output: `Importer.next_state`
     attrs = {SYMBOLIC_KEYS.get(k, k): imp.attr(node, k) for k in node.attributes if k not in ("version",)}
     op_type = SYMBOLIC_NAMES.get(node.op_type, node.op_type)
     if op_type == "Quantize" and imp.type(imp.operand(node, 0)).format is not REAL:

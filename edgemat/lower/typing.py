@@ -130,10 +130,13 @@ def infer(graph: ir.Graph) -> list[Call]:
 
 
 def input_type(value: ir.Value) -> Tensor:
-    """Type of a graph input: float32 values with the batch on axis 0."""
-    if value.dtype != ir.DataType.FLOAT:
+    """Type of a graph input with the batch on axis 0: float32 values, or any codes of a code type (a state's)."""
+    carrier = _CARRIERS.get(value.dtype.name.lower()) if value.dtype is not None else None
+    if value.dtype != ir.DataType.FLOAT and carrier is None:
         found = value.dtype.name if value.dtype is not None else "no type"
-        raise LoweringError(f"graph input {value.name!r} has {found}, expected float32")
+        raise LoweringError(
+            f"graph input {value.name!r} has {found}, expected float32, or for a state {', '.join(_CARRIERS)}"
+        )
     if value.shape is None or len(value.shape) < 1:
         raise LoweringError(f"graph input {value.name!r} has no shape, expected a batch axis and the sample's axes")
     dims: list[int | None] = [None]
@@ -148,4 +151,7 @@ def input_type(value: ir.Value) -> Tensor:
         raise LoweringError(
             f"graph input {value.name!r} has {size} elements a sample, expected fewer than {MAX_ELEMENTS}"
         )
-    return Tensor(value.name or "", tuple(dims), REAL, 0, 0)
+    if carrier is None:
+        return Tensor(value.name or "", tuple(dims), REAL, 0, 0)
+    codes = Fixed(carrier[0], carrier[0], carrier[1])
+    return Tensor(value.name or "", tuple(dims), codes, *codes.rails)

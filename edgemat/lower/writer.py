@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from edgemat.body import DOMAIN, IR_VERSION, OPSET
 from edgemat.errors import LoweringError
+from edgemat.lower.states import pair_states
 from edgemat.lower.typing import CALL, META, infer
 from edgemat.op import REAL, Call, Tensor
 
@@ -41,11 +42,17 @@ def informative(call: Call) -> dict[str, list[str] | list[int]]:
 
 
 def finish(model: ir.Model) -> None:
-    """Completes a model in place: informative attributes, functions, value types, versions."""
+    """Completes a model in place: informative attributes, functions, value types, versions.
+
+    Raises:
+        LoweringError: if its states are not read and written as they must be (`pair_states`).
+    """
     from edgemat import __version__
 
     model.functions.clear()
-    for call, node in zip(infer(model.graph), list(model.graph), strict=True):
+    calls = infer(model.graph)
+    pair_states(model.graph, calls)
+    for call, node in zip(calls, list(model.graph), strict=True):
         function = function_of(call)
         model.functions.setdefault(function.identifier(), function)
         node.overload = function.overload

@@ -15,7 +15,10 @@ from edgemat.nn.linear import QuantLinear
 from edgemat.nn.pooling import QuantAdaptiveAvgPool, QuantAvgPool, QuantMean
 from edgemat.nn.preparation import prepare_export
 from edgemat.nn.quantizer import FixedQuantizer, codes
+from edgemat.nn.state import QuantState, reset_states
 from edgemat.nn.tables import QuantSigmoid, QuantSoftmax, QuantTable, QuantTanh
+from edgemat.nn.ternary import TernaryConv1d, TernaryConv2d, TernaryLinear
+from edgemat.nn.ternary_quantizer import TernaryQuantizer
 from edgemat.nn.thermometer import ThermometerEncoding
 
 __all__ = [
@@ -45,13 +48,19 @@ __all__ = [
     "QuantReLU",
     "QuantSigmoid",
     "QuantSoftmax",
+    "QuantState",
     "QuantSub",
     "QuantTable",
     "QuantTanh",
+    "TernaryConv1d",
+    "TernaryConv2d",
+    "TernaryLinear",
+    "TernaryQuantizer",
     "ThermometerEncoding",
     "calibrate",
     "clip_latent_weights",
     "codes",
     "prepare_export",
     "quantize",
+    "reset_states",
 ]

@@ -17,6 +17,7 @@ from edgemat.ops.prelu import PRelu
 from edgemat.ops.relu import Relu
 from edgemat.ops.shape import Concat, Pad, Reshape, Slice, Transpose
 from edgemat.ops.softmax import Softmax
+from edgemat.ops.state import NextState, State
 from edgemat.ops.table import Table
 from edgemat.ops.upsample import Upsample
 
@@ -24,6 +25,8 @@ OPS: tuple[Op, ...] = (
     Quantize(),
     Dequantize(),
     Constant(),
+    State(),
+    NextState(),
     Requantize(),
     Linear(),
     Conv(),

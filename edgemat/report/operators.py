@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 BACKENDS = ("reference", "onnx", "torch", "hls", "mcu")
-_BOUNDARY = ("quantize", "dequantize")
+_BOUNDARY = ("quantize", "dequantize", "state", "next_state")
 LOWERED_AWAY = (
     ("Split", "lowered to Slice"),
     ("Flatten, Squeeze, Unsqueeze", "lowered to Reshape"),

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from edgemat.lower.passes.surgery import is_op
+
 
 class DropDead(ir.passes.InPlacePass):
-    """Graph inputs stay: they are the file's interface."""
+    """Graph inputs and outputs stay, and what makes states of them: they are the file's interface."""
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Walks backwards once."""
         modified = False
         for node in reversed(list(model.graph)):
-            if any(value.is_graph_output() or value.uses() for value in node.outputs):
+            kept = is_op(node, "State") or is_op(node, "NextState")
+            if kept or any(value.is_graph_output() or value.uses() for value in node.outputs):
                 continue
             model.graph.remove(node, safe=True)
             modified = True
