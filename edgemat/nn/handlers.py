@@ -104,8 +104,8 @@ class Handlers(Placement):
         old = self.old_module(node)
         if module_type(old) is nn.ConvTranspose2d and old.groups > 1:
             return None
-        if self.layer_recipe(node).weights.bipolar:
-            return None  # {-1, +1} cannot take a scale in: the batch norm becomes a fixed-point affine
+        if not self.layer_recipe(node).folds:
+            return None  # signs cannot take a scale in: the batch norm becomes a fixed-point affine
         return follower if self.layer_recipe(follower).batch_norm == "fold" else None
 
     def do_batch_norm(self, node: fx.Node) -> None:

@@ -32,6 +32,8 @@ from edgemat.nn.layer import FLOAT32_EXACT, Link, QuantLayer, exact_arithmetic
 from edgemat.nn.quantizer import FixedQuantizer
 from edgemat.nn.quantizers import bias_quantizer, weight_quantizer, weight_spec
 from edgemat.nn.rounding import Grid, QuantizeChannels
+from edgemat.nn.ternary_quantizer import Scales, TernaryQuantizer
+from edgemat.nn.ternary_scale import emit_scaled, freeze_scales
 from edgemat.nn.weights import folded_weight, layer_parameters
 from edgemat.recipe import WeightSpec
 
@@ -83,6 +85,7 @@ class WeightedLayer(QuantLayer):
         self.final = False
         self._norm = Link()
         self._formats: dict[str, Any] = {}
+        self._scales: Scales | None = None
         if self.limiter is not None and self.input_quantizer is not None:
             self.limiter.meet(self.input_quantizer.signed)
         self.reset_parameters()
@@ -259,7 +262,7 @@ class WeightedLayer(QuantLayer):
     def _folded_weight(self, norm: BatchNorm) -> Tensor:
         """The weight of a step with batch statistics: quantised as it will be deployed, at its own size."""
         quantizer = self.weight_quantizer
-        if quantizer.observing:
+        if quantizer.observing and not isinstance(quantizer, TernaryQuantizer):
             return self.weight
         if quantizer.takes_rows(self.weight):
             assert norm.running_var is not None
@@ -299,6 +302,9 @@ class WeightedLayer(QuantLayer):
         super().freeze()
         if not self.weight_quantizer.ready:
             self.weight_quantizer._check_ready()
+        trits = self.weight_quantizer if isinstance(self.weight_quantizer, TernaryQuantizer) else None
+        if trits is not None:
+            trits.check_deployable()
         weight, bias = self.quantized()
         self.carrier(self.bound(weight, bias))
         codes = self.weight_quantizer.codes(weight)
@@ -312,10 +318,15 @@ class WeightedLayer(QuantLayer):
             self.register_buffer("bias_codes", torch.ldexp(bias, exponents).to(torch.int32))
             fracs = exponents.tolist()
             self._formats["b_format"] = str(Fixed(self.bias_grid.width, 0).with_frac(fracs))
+        self._scales = None if trits is None else trits.scales
+        if self._scales is not None:
+            freeze_scales(self, self._scales, codes)
 
     def emit(self, x: Tensor) -> Tensor:
         """Writes the node of this layer."""
         self.check_frozen()
+        if self._scales is not None:
+            return emit_scaled(self, self._scales, x, self._formats)
         tensors = [x, self.weight_codes]
         if "b_format" in self._formats:
             tensors.append(self.bias_codes)

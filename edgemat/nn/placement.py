@@ -230,7 +230,7 @@ class Placement:
         while follower is not None and self.kinds[follower] in TRANSPARENT:
             follower = self.follower(follower)
         behind = follower is not None and self.kinds[follower] == "batch_norm"
-        if not rules.weights.bipolar or not behind or rules.stated or source is None:
+        if not rules.weights.bipolar or rules.trits is not None or not behind or rules.stated or source is None:
             return None
         fan_in = layer.weight.numel() // layer.outputs
         width = min((fan_in * source.grid.magnitude).bit_length() + 1 + (layer.bias is not None), 32)

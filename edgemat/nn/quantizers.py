@@ -14,13 +14,18 @@ from edgemat.nn.learned_activation import LearnedActivationQuantizer
 from edgemat.nn.learned_width import LearnedWidthQuantizer
 from edgemat.nn.quantizer import FixedQuantizer, check_points
 from edgemat.nn.statistics import StatisticsQuantizer
-from edgemat.recipe import ActivationSpec, WeightSpec
+from edgemat.nn.ternary_quantizer import TernaryQuantizer
+from edgemat.nn.ternary_rank1 import Rank1Quantizer
+from edgemat.recipe import ActivationSpec, WeightSpec, named_weights
 
 
 def weight_spec(weights: str | Fixed | WeightSpec, per_channel: bool) -> WeightSpec:
     """The spec that a layer's `weights` and `per_channel` arguments mean."""
     if isinstance(weights, WeightSpec):
         return weights
+    named = named_weights({"weights": weights})
+    if "ternary" in named:
+        return WeightSpec(named["weights"], "channel" if per_channel else "tensor", ternary=named["ternary"])
     fmt = Fixed.parse(weights) if isinstance(weights, str) else weights
     return WeightSpec(fmt, "channel" if per_channel else "tensor")
 
@@ -44,6 +49,12 @@ def weight_quantizer(
     if len(shape) < 2:
         spec = replace(spec, accumulator=None)  # scales and slopes multiply, they do not sum
     channels = outputs if spec.groups == "channel" and spec.format.int_bits is None else None
+    if spec.ternary is not None:
+        _check_ternary(spec, label)
+        if spec.ternary == "onebit":
+            return Rank1Quantizer(shape, axis, spec.scale, label)
+        per = outputs if spec.groups == "channel" and spec.ternary != "b1.58" else None
+        return TernaryQuantizer(spec.ternary, spec.scale, per, axis)
     if spec.format.bipolar:
         _check_bipolar(spec, label)
         return BipolarQuantizer(role="weights")
@@ -83,6 +94,22 @@ def activation_quantizer(
     if spec.learn_width:
         return LearnedActivationQuantizer(spec.format, channels if spec.groups == "channel" else None, relu, role)
     return FixedQuantizer(spec.format, relu=relu, role=role)
+
+
+def _check_ternary(spec: WeightSpec, label: str) -> None:
+    """Refuses what trits cannot be combined with."""
+    for found, wrong in (
+        (f"weights in groups of {spec.groups!r}", spec.groups not in ("tensor", "channel")),
+        ("a learned width", spec.learn_width),
+        (f"khot={spec.khot}", spec.khot is not None),
+        ("a bound on its accumulator", spec.accumulator is not None),
+        ("points from statistics", spec.points != "learned"),
+    ):
+        if wrong:
+            raise FormatError(
+                f"{label} has ternary={spec.ternary!r} and {found}, expected one of the two; a rule for this layer can "
+                "state another format of its weights, or leave the other setting out"
+            )
 
 
 def _check_bipolar(spec: WeightSpec, label: str) -> None:

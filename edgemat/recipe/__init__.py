@@ -5,6 +5,17 @@ A recipe states formats for whole classes of tensors and, by rules, for single l
 
 from edgemat.recipe.layer import ActivationSpec, LayerRecipe, WeightSpec
 from edgemat.recipe.recipe import Recipe
-from edgemat.recipe.settings import RULE_KEYS, nearest
+from edgemat.recipe.settings import RULE_KEYS, TERNARY, checked_scale, checked_ternary, named_weights, nearest
 
-__all__ = ["RULE_KEYS", "ActivationSpec", "LayerRecipe", "Recipe", "WeightSpec", "nearest"]
+__all__ = [
+    "RULE_KEYS",
+    "TERNARY",
+    "ActivationSpec",
+    "LayerRecipe",
+    "Recipe",
+    "WeightSpec",
+    "checked_scale",
+    "checked_ternary",
+    "named_weights",
+    "nearest",
+]

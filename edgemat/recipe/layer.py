@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from edgemat.formats import Fixed
+from edgemat.recipe.settings import BINARY_KINDS, SCALES, TERNARY
 
 PARAMETER_BITS = 12
 """Bits of batch norms, slopes and constants in a network of bipolar weights, as in FracBNN (arXiv 2012.12206)."""
@@ -24,6 +25,10 @@ class WeightSpec:
         accumulator_bound: ``"a2q"`` (arXiv 2308.13504), ``"a2q+"`` (arXiv 2401.10432), or ``"auto"``: a2q where the
             layer's input is signed, a2q+ where it is not.
         points: ``"learned"`` by gradient, or ``"statistics"``: after the mean magnitude (StatsQ, arXiv 2302.02210).
+        ternary: How trits are made of weights (docs/ternary.md): ``"absmean"``, ``"learned"`` or ``"b1.58"`` with the
+            format `TERNARY`, ``"binary"`` or ``"onebit"`` with ``bipolar``; None for weights that are rounded.
+        scale: How the scale of ternary weights is deployed: ``"power_of_two"``, a multiplier such as ``"fixed<8>"``, or
+            ``"free"`` for training alone.
     """
 
     format: Fixed
@@ -33,6 +38,8 @@ class WeightSpec:
     accumulator: int | None = None
     accumulator_bound: str = "auto"
     points: str = "learned"
+    ternary: str | None = None
+    scale: str = "power_of_two"
 
 
 @dataclass(frozen=True)
@@ -67,7 +74,7 @@ class LayerRecipe:
         learn_widths: What learns its width: ``"none"``, ``"weights"``, ``"activations"`` or ``"all"``.
         weight_groups: What weights share a binary point; None follows `per_channel_weights`.
         activation_groups: What activations share a binary point.
-        khot: See `WeightSpec`; `accumulator`, `accumulator_bound` and `points` as well.
+        khot: See `WeightSpec`; `accumulator`, `accumulator_bound`, `points`, `ternary` and `scale` as well.
     """
 
     weights: Fixed
@@ -86,6 +93,8 @@ class LayerRecipe:
     accumulator: int | None = None
     accumulator_bound: str = "auto"
     points: str = "learned"
+    ternary: str | None = None
+    scale: str = "power_of_two"
 
     def activation(self, non_negative: bool) -> Fixed:
         """Format of an output; unsigned of the same width where it is proven non-negative, unless a rule states it.
@@ -104,13 +113,26 @@ class LayerRecipe:
     def parameters(self) -> Fixed:
         """Format of parameters that scale or shift (batch norm, slopes, constants): that of the weights.
 
-        Where those are bipolar, which can neither scale nor shift, 12 bits with a learned binary point.
+        Where those are bipolar or ternary, which can neither scale nor shift, 12 bits with a learned binary point.
         """
-        return Fixed(PARAMETER_BITS) if self.weights.bipolar else self.weights
+        return Fixed(PARAMETER_BITS) if self.weights.bipolar or self.trits is not None else self.weights
+
+    @property
+    def trits(self) -> str | None:
+        """How trits are made of the weights, or None where the format of the weights is none of trits."""
+        if self.ternary is None:
+            return None
+        fits = self.weights.bipolar if self.ternary in BINARY_KINDS else self.weights == TERNARY
+        return self.ternary if fits else None
+
+    @property
+    def folds(self) -> bool:
+        """Whether weights can take a batch norm's factor in: a sign cannot, nor can a scale that is a power of two."""
+        return not self.weights.bipolar and (self.trits is None or self.scale not in SCALES)
 
     def parameter_spec(self) -> WeightSpec:
         """How such parameters are quantised."""
-        return replace(self.weight_spec(), format=self.parameters)
+        return replace(self.weight_spec(), format=self.parameters, ternary=None)
 
     def weight_spec(self) -> WeightSpec:
         """How the weights are quantised."""
@@ -118,4 +140,5 @@ class LayerRecipe:
         if groups is None:
             groups = "channel" if self.per_channel_weights else "tensor"
         learn = self.learn_widths in ("weights", "all")
-        return WeightSpec(self.weights, groups, learn, self.khot, self.accumulator, self.accumulator_bound, self.points)
+        bounded = self.khot, self.accumulator, self.accumulator_bound
+        return WeightSpec(self.weights, groups, learn, *bounded, self.points, self.trits, self.scale)

@@ -39,7 +39,7 @@ class Recipe:
 
     Attributes:
         input: Format of the inputs; a mapping gives one per input name.
-        weights: Format of the weights.
+        weights: Format of the weights; ``"ternary"`` for -1, 0, +1 and ``"binary"`` for -1, +1, each with a scale.
         bias: Width of the biases, at most 32 bits, signed, RND, SAT; the binary point is always the accumulator's.
         activations: Format of the layer outputs. Outputs proven non-negative become unsigned of that width.
         outputs: Format of the network's outputs; None keeps the last layer's exact accumulator.
@@ -65,6 +65,10 @@ class Recipe:
         accumulator_bound: Which bound the weights' norm keeps: ``"a2q"``, ``"a2q+"``, or ``"auto"``: the former for
             layers with signed inputs, the latter for unsigned ones.
         points: Binary points of weights: ``"learned"`` by gradient or ``"statistics"`` (StatsQ).
+        ternary: How trits are made where `weights` is ``"ternary"`` (``"absmean"``, ``"learned"`` or ``"b1.58"``) or
+            ``"binary"`` (``"binary"`` or ``"onebit"``); those two words set the first of their kinds.
+        scale: How the scale of such weights is deployed: ``"power_of_two"``, a multiplier such as ``"fixed<8>"``, or
+            ``"free"`` for training alone.
 
     Raises:
         FormatError: if a key or a format is wrong; the message names it and the nearest right spelling.
@@ -89,6 +93,8 @@ class Recipe:
     accumulator: int | None = None
     accumulator_bound: str = "auto"
     points: str = "learned"
+    ternary: str | None = None
+    scale: str = "power_of_two"
 
     def __init__(self, **fields: Any) -> None:
         known = tuple(self.__dataclass_fields__)

@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from edgemat.errors import FormatError
-from edgemat.formats import Fixed
+from edgemat.formats import BIPOLAR, Fixed
 from edgemat.recipe.toml import NONE
 
 BATCH_NORMS = ("fold", "affine")
@@ -18,6 +18,13 @@ ACTIVATION_GROUPS = ("tensor", "channel")
 ACCUMULATOR_BOUNDS = ("auto", "a2q", "a2q+")
 POINTS = ("learned", "statistics")
 KHOT_LIMIT = 3
+TERNARY = Fixed(2, None, True, "RND", "SAT_SYM")
+"""The format of ternary weights, its binary point (a power-of-two scale) left open."""
+TERNARY_KINDS = ("absmean", "learned", "b1.58", "binary", "onebit")
+BINARY_KINDS = ("binary", "onebit")
+SCALES = ("power_of_two", "free")
+SCALE_BITS = 24
+_WORDS: dict[str, tuple[Fixed, str]] = {"ternary": (TERNARY, "absmean"), "binary": (BIPOLAR, "binary")}
 _FORMAT_KEYS = ("input", "weights", "bias", "activations", "outputs")
 _CHOICES: dict[str, tuple[str, ...]] = {
     "batch_norm": BATCH_NORMS,
@@ -26,6 +33,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "accumulator_bound": ACCUMULATOR_BOUNDS,
     "points": POINTS,
 }
+_OPTIONAL: dict[str, tuple[str, ...]] = {"ternary": TERNARY_KINDS}
 POSITIONS = ("first", "last")
 _NUMBERS: dict[str, tuple[int, int, tuple[str, ...]]] = {
     "khot": (1, KHOT_LIMIT, ()),
@@ -45,6 +53,8 @@ RULE_KEYS = (
     "accumulator",
     "accumulator_bound",
     "points",
+    "ternary",
+    "scale",
 )
 
 
@@ -98,6 +108,51 @@ def check_keys(given: Iterable[Any], known: tuple[str, ...], label: str) -> None
             )
 
 
+def named_weights(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings in which the words ``"ternary"`` and ``"binary"`` for weights are spelled out as format and kind."""
+    word = settings.get("weights")
+    if not isinstance(word, str) or word not in _WORDS:
+        return dict(settings)
+    fmt, kind = _WORDS[word]
+    stated = settings.get("ternary")
+    if stated in TERNARY_KINDS and (stated in BINARY_KINDS) != (word == "binary"):
+        raise FormatError(f"weights is {word!r} with ternary={stated!r}, expected a kind of {word} weights: {kind!r}")
+    return {**settings, "weights": fmt, "ternary": kind if stated in (None, NONE) else stated}
+
+
+def checked_ternary(value: Any) -> tuple[str, bool]:
+    """A kind of ternary weights, and whether it has no 0.
+
+    Raises:
+        FormatError: for anything else.
+    """
+    if value not in TERNARY_KINDS:
+        names = " or ".join(map(repr, TERNARY_KINDS))
+        raise FormatError(f"ternary is {value!r}, expected {names}{nearest(str(value), TERNARY_KINDS)}")
+    return value, value in BINARY_KINDS
+
+
+def checked_scale(value: Any, label: str) -> str:
+    """Checks how a ternary scale is deployed: ``"power_of_two"``, ``"free"``, or a format of at most 24 bits.
+
+    Raises:
+        FormatError: for anything else.
+    """
+    if value in SCALES:
+        return str(value)
+    try:
+        fmt = Fixed.parse(value) if isinstance(value, str) else None
+    except FormatError:
+        fmt = None
+    wrong = fmt is None or fmt.per_channel or fmt.bipolar or not 2 <= fmt.width <= SCALE_BITS
+    if wrong or (fmt is not None and (fmt.rounding != "RND" or fmt.overflow not in ("SAT", "SAT_SYM"))):
+        raise FormatError(
+            f"{label} is {value!r}, expected 'power_of_two', 'free' or a multiplier such as 'fixed<8>' (2 to "
+            f"{SCALE_BITS} bits, RND, SAT){nearest(str(value), SCALES)}"
+        )
+    return str(fmt)
+
+
 def checked_format(value: Any, label: str) -> Fixed:
     if isinstance(value, Fixed):
         return value
@@ -112,8 +167,8 @@ def checked_format(value: Any, label: str) -> Fixed:
 def checked_settings(given: Mapping[str, Any], label: str, optional: tuple[str, ...]) -> dict[str, Any]:
     """Checks the values of the keys both the recipe and its rules have."""
     checked: dict[str, Any] = {}
-    for key, value in given.items():
-        if value == NONE and (key in optional or key in _NUMBERS):  # as a file says it
+    for key, value in named_weights(given).items():
+        if value == NONE and (key in optional or key in _NUMBERS or key in _OPTIONAL):  # as a file says it
             value = None
         if key in _FORMAT_KEYS:
             checked[key] = None if value is None and key in optional else checked_format(value, f"{label}: {key}")
@@ -121,11 +176,16 @@ def checked_settings(given: Mapping[str, Any], label: str, optional: tuple[str, 
                 _check_bias(checked[key], label)
             elif checked[key] is not None and key != "weights" and checked[key].per_channel:
                 raise FormatError(f"{label}: {key} is {value}, expected one binary point for the whole tensor")
-        elif key in _CHOICES:
-            if value not in _CHOICES[key]:
-                names = " or ".join(map(repr, _CHOICES[key]))
-                raise FormatError(f"{label}: {key} is {value!r}, expected {names}{nearest(str(value), _CHOICES[key])}")
+        elif key == "scale":
+            checked[key] = checked_scale(value, f"{label}: scale")
+        elif key in _CHOICES or (key in _OPTIONAL and value is not None):
+            choices = _CHOICES.get(key) or _OPTIONAL[key]
+            if value not in choices:
+                names = " or ".join(map(repr, choices))
+                raise FormatError(f"{label}: {key} is {value!r}, expected {names}{nearest(str(value), choices)}")
             checked[key] = value
+        elif key in _OPTIONAL:
+            checked[key] = None
         elif key in _NUMBERS:
             low, high, words = _NUMBERS[key]
             whole = isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
