@@ -110,14 +110,17 @@ def export(model: Path, target: str, output: Path, **options: Any) -> None:
 @click.option("--inputs", type=ArrayFile(), required=True, help=".npy; several inputs: .npz by name.")
 @click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), required=True, help=".npy or .npz")
 @CODES
-def simulate(model: Path, inputs: Arrays, output: Path, codes: bool) -> None:
+@click.option("--sequence", is_flag=True, help="The first axis of --inputs counts steps; the model keeps its states.")
+def simulate(model: Path, inputs: Arrays, output: Path, codes: bool, sequence: bool) -> None:
     """Compute a model's outputs, bit-exactly.
 
-    MODEL is a lowered file; the outputs are those of the hardware, to the bit.
+    MODEL is a lowered file; the outputs are those of the hardware, to the bit. A file with recurrent states is one
+    step: with --sequence it runs once for each entry of the first axis.
     """
     if output.exists() and output.samefile(model):
         raise EdgematError(f"the outputs would replace the model {output}; name another file after -o")
-    result = edgemat.Simulator(model)(inputs, codes=codes)
+    simulator = edgemat.Simulator(model)
+    result = simulator.run_sequence(inputs, codes=codes) if sequence else simulator(inputs, codes=codes)
     _save(output, result)
     click.echo(output)
 
@@ -126,6 +129,7 @@ def simulate(model: Path, inputs: Arrays, output: Path, codes: bool) -> None:
 @MODEL
 @click.option("--inputs", type=ArrayFile(), help=".npy; several inputs: .npz by name.")
 @click.option("--samples", type=click.IntRange(min=1), help="Random samples beside the corner vectors.")
+@click.option("--steps", type=click.IntRange(min=1), help="Random steps of a file with recurrent states.")
 @click.option("--backends", type=BackendList(), help=f"Any of {', '.join(BACKENDS)}, separated by commas.")
 @CODES
 @JSON
@@ -133,19 +137,21 @@ def verify(
     model: Path,
     inputs: Arrays | None,
     samples: int | None,
+    steps: int | None,
     backends: tuple[str, ...] | None,
     codes: bool,
     as_json: bool,
 ) -> None:
     """Compare the integers of every backend.
 
-    MODEL is a lowered file. Exit code 3 when a backend differs from the reference.
+    MODEL is a lowered file. Exit code 3 when a backend differs from the reference. A file with recurrent states is run
+    on sequences: --samples of them with --steps each (default 4 and 256), or --inputs [steps, samples, ...].
     """
-    if inputs is not None and samples is not None:
-        raise click.UsageError("--inputs and --samples exclude each other.")
+    if inputs is not None and (samples is not None or steps is not None):
+        raise click.UsageError("--inputs excludes --samples and --steps.")
     if codes and inputs is None:
         raise click.UsageError("--codes says what --inputs holds; give --inputs.")
-    report = edgemat.verify(model, inputs=inputs, samples=samples, backends=backends, codes=codes)
+    report = edgemat.verify(model, inputs=inputs, samples=samples, steps=steps, backends=backends, codes=codes)
     _show(report, as_json)
     if not report.ok:
         sys.exit(EXIT_MISMATCH)

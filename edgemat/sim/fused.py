@@ -25,12 +25,15 @@ class Fused:
     Attributes:
         model: Standard ONNX and onnxruntime's fused kernels.
         inputs: For each input of the graph, the model's input name.
-        outputs: Names of the code tensors that the model's outputs hold, in order, each once.
+        outputs: Names of the code tensors that the model's outputs hold, in order, each once; what states are written
+            with is among them.
+        states: For each state of the graph, the model's input name; fed with codes in the state's code type.
     """
 
     model: ir.Model
     inputs: list[str]
     outputs: list[str]
+    states: list[str]
 
 
 def fuse(graph: Graph, from_codes: bool) -> Fused:
@@ -47,7 +50,10 @@ def fuse(graph: Graph, from_codes: bool) -> Fused:
         names.append(f"in{index}")
         quantizer = None if from_codes else graph.quantizers[name]
         carried[tensor_name] = _input(body, quantizer, graph.tensors[tensor_name], names[-1])
-    outputs = list(dict.fromkeys(graph.outputs))
+    states = [f"state{index}" for index in range(len(graph.states))]
+    for name, state in zip(states, graph.states, strict=True):
+        carried[state.read] = _input(body, None, graph.tensors[state.read], name)
+    outputs = list(dict.fromkeys([*graph.outputs, *(state.written for state in graph.states)]))
     readers = _readers(graph)
     for call in graph.nodes:
         made = _rewritten(body, call, [_operand(body, call, i, carried) for i in range(len(call.x))])
@@ -55,12 +61,13 @@ def fuse(graph: Graph, from_codes: bool) -> Fused:
         carried[call.outputs[0]] = made
     for name in outputs:
         body.result(carried[name].coded())
-    return Fused(body.model("fused"), names, outputs)
+    return Fused(body.model("fused"), names, outputs, states)
 
 
 def _readers(graph: Graph) -> dict[str, int]:
     counts: dict[str, int] = {}
-    for name in [name for call in graph.nodes for name in call.inputs] + graph.outputs:
+    written = [state.written for state in graph.states]
+    for name in [name for call in graph.nodes for name in call.inputs] + graph.outputs + written:
         counts[name] = counts.get(name, 0) + 1
     return counts
 

@@ -22,7 +22,7 @@ def code_model(graph: Graph, outputs: list[str], from_codes: bool) -> ir.Model:
     Args:
         graph: A lowered graph.
         outputs: Names of code tensors to return.
-        from_codes: Take input codes instead of float values.
+        from_codes: Take input codes instead of float values, and the states as their readers see them (`State.read`).
     """
     model = copy(graph.model)
     values = {value.name: value for node in model.graph for value in node.outputs}
@@ -30,7 +30,7 @@ def code_model(graph: Graph, outputs: list[str], from_codes: bool) -> ir.Model:
     if from_codes:
         model.graph.inputs.clear()
         for node in list(model.graph):
-            if node.op_type == "Quantize":
+            if node.op_type in ("Quantize", "State"):
                 old = node.outputs[0]
                 fresh = ir.Value(name=old.name, type=old.type, shape=old.shape)
                 chosen = [fresh if value is old else value for value in chosen]

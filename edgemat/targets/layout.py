@@ -108,6 +108,20 @@ class Step:
 
 
 @dataclass(frozen=True)
+class NativeState:
+    """A recurrent state: ``read`` is what a step's readers see, ``written`` what the next step is to read.
+
+    Both have the same layout and format and share no memory, so that all states may be written when a step is done.
+    ``held`` is ``written`` as the state's own memory holds it then; its source is the graph output of the state.
+    """
+
+    name: str
+    read: NativeTensor
+    written: NativeTensor
+    held: NativeTensor
+
+
+@dataclass(frozen=True)
 class Network:
     """A whole graph in native layout; ``steps`` are in execution order."""
 
@@ -116,10 +130,11 @@ class Network:
     outputs: tuple[NativeTensor, ...]
     steps: tuple[Step, ...]
     graph: Any
+    states: tuple[NativeState, ...] = ()
 
     def tensors(self) -> dict[str, NativeTensor]:
         """Every non-constant tensor by name, in the order in which it is written."""
-        found = {tensor.name: tensor for tensor in self.inputs}
+        found = {tensor.name: tensor for tensor in (*self.inputs, *(state.read for state in self.states))}
         for step in self.steps:
             found.update((tensor.name, tensor) for tensor in step.outputs)
         return found
@@ -146,6 +161,8 @@ class _Builder:
         self.tensors: dict[str, NativeTensor] = {}
         self.logical: dict[str, NativeTensor] = {}
         self.readers: dict[str, list[Any]] = {}
+        self.states = tuple(getattr(graph, "states", ()))
+        self.leaving = {*graph.outputs, *(state.written for state in self.states)}
         for call in graph.nodes:
             for name in call.inputs:
                 if name:
@@ -153,6 +170,7 @@ class _Builder:
 
     def build(self) -> Network:
         inputs = tuple(self.declare(name) for name in self.graph.inputs)
+        reads = [self.declare(state.read) for state in self.states]
         last = None
         for last in self.graph.nodes:
             if last.op.stem == "reshape":
@@ -160,7 +178,12 @@ class _Builder:
             else:
                 self.call(last)
         outputs = tuple(self.in_channels_last(name, last) for name in self.graph.outputs)
-        return Network(self.graph.name, inputs, outputs, tuple(self.steps), self.graph)
+        written = [self.apart(self.in_channels_last(state.written, last), last) for state in self.states]
+        states = tuple(
+            NativeState(state.name, read, given, replace(given, source=state.output))
+            for state, read, given in zip(self.states, reads, written, strict=True)
+        )
+        return Network(self.graph.name, inputs, outputs, tuple(self.steps), self.graph, states)
 
     def native(self, name: str) -> NativeTensor:
         tensor = self.graph.tensors[name]
@@ -278,10 +301,7 @@ class _Builder:
             "stride": tuple(stride for _, stride in merged),
             "offset": 0,
         }
-        taken = {step.name for step in self.steps}
-        name = f"{call.name}/layout"
-        while name in taken:
-            name += "_"
+        name = self.unused(f"{call.name}/layout")
         self.steps.append(Step("transpose", name, (source,), (target,), params, {}, None, None, call.name))
 
     def reshape(self, call: Any) -> None:
@@ -296,7 +316,7 @@ class _Builder:
         readers = self.readers.get(name_out, [])
         only_linear = (
             len(result.logical) == 1
-            and name_out not in self.graph.outputs
+            and name_out not in self.leaving
             and bool(readers)
             and all(reader.op.stem == "linear" and not reader.op.row_major(reader) for reader in readers)
         )
@@ -314,6 +334,27 @@ class _Builder:
             twin = self.logical_twin(result)
             self.alias(call, plain, twin)
             self.know_logical(name_out, twin)
+
+    def apart(self, tensor: NativeTensor, call: Any) -> NativeTensor:
+        """What a state is written with: a copy where that is a state itself, which may change before it is read."""
+        memory = {step.outputs[0].name: step.inputs[0].name for step in self.steps if step.stem == "reshape"}
+        root = tensor.name
+        while root in memory:
+            root = memory[root]
+        if root not in {state.read for state in self.states}:
+            return tensor
+        copied = replace(tensor, name=self.unused(f"{tensor.name}/next"))
+        params = {"dims": (1, 1, 1, tensor.size), "stride": (0, 0, 0, 1), "offset": 0}
+        node = tensor.source if call is None else call.name
+        name = self.unused(f"{node}/next")
+        self.steps.append(Step("transpose", name, (tensor,), (copied,), params, {}, None, None, node))
+        return copied
+
+    def unused(self, name: str) -> str:
+        taken = {step.name for step in self.steps} | {y.name for step in self.steps for y in step.outputs}
+        while name in taken or name in self.graph.tensors:
+            name += "_"
+        return name
 
     def alias(self, call: Any, source: NativeTensor, result: NativeTensor) -> None:
         self.steps.append(Step("reshape", call.name, (source,), (result,), {}, {}, None, None, call.name))

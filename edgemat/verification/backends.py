@@ -6,6 +6,7 @@ tensor it can, so that a difference can be pinned on the first node that differs
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 
 import numpy as np
@@ -37,6 +38,17 @@ class Backend(ABC):
         """Codes of the tensors this backend can show (outputs at least)."""
         return self.run(graph, codes, None)
 
+    @abstractmethod
+    def run_sequence(self, graph: Graph, codes: Codes, values: Codes | None) -> Codes:
+        """Output codes [T, N, ...] of N sequences of T steps, and what the states hold by `State.output`.
+
+        `codes` and `values` are [T, N, ...], too. Further tensors may be among the result.
+        """
+
+    def trace_sequence(self, graph: Graph, codes: Codes) -> Codes:
+        """`run_sequence` with every tensor this backend can show."""
+        return self.run_sequence(graph, codes, None)
+
     def run_isolated(self, graph: Graph, codes: Codes) -> Codes | None:
         """Output codes of a graph `isolated` made, or None where the backend knows the whole network only."""
         return self.run(graph, codes, None)
@@ -49,6 +61,9 @@ class Reference(Backend):
 
     def run(self, graph: Graph, codes: Codes, values: Codes | None) -> Codes:
         return reference.run(graph, codes)
+
+    def run_sequence(self, graph: Graph, codes: Codes, values: Codes | None) -> Codes:
+        return reference.run_sequence(graph, codes, [*graph.outputs, *(state.output for state in graph.states)])
 
 
 class Onnx(Backend):
@@ -85,8 +100,43 @@ class Onnx(Backend):
                 made[tensor_name] = np.where(rows[name] == made[tensor_name], made[tensor_name], rows[name])
         return made
 
+    def run_sequence(self, graph: Graph, codes: Codes, values: Codes | None) -> Codes:
+        stock = session.open_session(session.copy(graph.model))
+        wanted = [*graph.output_names, *(state.output for state in graph.states)]
+        simulator, from_values = Simulator(graph), Simulator(graph)
+        states = graph.states
+        steps, samples = next(iter(codes.values())).shape[:2]
+        fed = {state.name: np.zeros((samples, *state.shape), graph.tensors[state.read].dtype) for state in states}
+        parts: list[Codes] = []
+        for step in range(steps):
+            feeds = _floats(graph, {n: a[step] for n, a in codes.items()}, _at(values, step))
+            found = dict(zip(wanted, stock.run(wanted, {**feeds, **fed}), strict=True))
+            fed = {state.name: found[state.output] for state in states}
+            made = {state.output: found[state.output].astype(np.int64) for state in states}
+            for name, tensor in zip(graph.output_names, graph.outputs, strict=True):
+                made[tensor] = codes_of(found[name], graph.tensors[tensor].format)
+            by_input = {name: codes[graph.inputs[i]][step] for i, name in enumerate(graph.input_names)}
+            fast = [(simulator, simulator.codes(by_input, codes=True))]
+            if values is not None:
+                fast.append((from_values, from_values.codes(feeds)))
+            for sim, result in fast:
+                rows = result if isinstance(result, dict) else {graph.output_names[0]: result}
+                shown = {t: rows[n] for n, t in zip(graph.output_names, graph.outputs, strict=True)}
+                shown |= {state.output: sim.state[state.name] for state in states}
+                made = {name: np.where(shown[name] == made[name], made[name], shown[name]) for name in made}
+            parts.append(made)
+        return {name: np.stack([part[name] for part in parts]) for name in parts[0]}
+
     def trace(self, graph: Graph, codes: Codes) -> Codes:
         return onnx_trace(graph, codes)
+
+    def trace_sequence(self, graph: Graph, codes: Codes) -> Codes:
+        samples = next(iter(codes.values())).shape[1]
+        held, parts = reference.initial_states(graph, samples), []
+        for step in range(next(iter(codes.values())).shape[0]):
+            parts.append(onnx_trace(graph, {**held, **{name: array[step] for name, array in codes.items()}}))
+            held = reference.next_states(graph, parts[-1])
+        return {name: np.stack([part[name] for part in parts]) for name in parts[0]}
 
     def run_isolated(self, graph: Graph, codes: Codes) -> Codes | None:
         found = onnx_session(graph).run(graph.outputs, session.feed_codes(graph, codes))
@@ -133,8 +183,52 @@ class Torch(Backend):
             for i, name in enumerate(graph.outputs)
         }
 
+    def run_sequence(self, graph: Graph, codes: Codes, values: Codes | None) -> Codes:
+        import torch
+
+        from edgemat.nn.state import states_of
+
+        module = self._module
+        assert isinstance(module, torch.nn.Module)
+        copied = copy.deepcopy(module).eval()
+        device = next((p.device for p in copied.parameters()), torch.device("cpu"))
+        states = states_of(copied)
+        for part in states.values():
+            part.reset()
+        parts: list[Codes] = []
+        with torch.no_grad():
+            for step in range(next(iter(codes.values())).shape[0]):
+                feeds = _floats(graph, {n: a[step] for n, a in codes.items()}, _at(values, step))
+                found = flatten(copied(*(torch.from_numpy(f.copy()).to(device) for f in feeds.values())))
+                named = zip(graph.outputs, found, strict=True)
+                made = {name: codes_of(t.cpu().numpy(), graph.tensors[name].format) for name, t in named}
+                for state in graph.states:
+                    kept = states[state.name].value if state.name in states else None
+                    if kept is None:
+                        raise EdgematError(
+                            f"the module has no state {state.name!r}, or did not write it; pass the module the file "
+                            "was made of"
+                        )
+                    made[state.output] = codes_of(kept.cpu().numpy(), state.format)
+                parts.append(made)
+        return {name: np.stack([part[name] for part in parts]) for name in parts[0]}
+
     def run_isolated(self, graph: Graph, codes: Codes) -> Codes | None:
         return None
+
+
+def _at(values: Codes | None, step: int) -> Codes | None:
+    return None if values is None else {name: array[step] for name, array in values.items()}
+
+
+def _floats(graph: Graph, codes: Codes, values: Codes | None) -> Codes:
+    """float32 inputs by input name: the caller's where there are any, else those of the codes."""
+    made = {}
+    for index, name in enumerate(graph.input_names):
+        tensor = graph.input_type(index)
+        given = formats.dequantize(codes[tensor.name], tensor.format).astype(np.float32)
+        made[name] = given if values is None or name not in values else values[name]
+    return made
 
 
 def flatten(found: object) -> list:  # type: ignore[type-arg]
@@ -177,6 +271,18 @@ class Mcu(Backend):
 
         return mcu.run_host(graph, codes, trace=True)
 
+    def run_sequence(self, graph: Graph, codes: Codes, values: Codes | None) -> Codes:
+        from edgemat.targets.mcu.host import HostProgram
+
+        with HostProgram(graph) as program:
+            return program.run_sequence(codes)
+
+    def trace_sequence(self, graph: Graph, codes: Codes) -> Codes:
+        from edgemat.targets.mcu.host import HostProgram
+
+        with HostProgram(graph, trace=True) as program:
+            return program.run_sequence(codes)
+
 
 class Emulated(Backend):
     """The generated C on an emulated microcontroller."""
@@ -199,6 +305,17 @@ class Emulated(Backend):
         from edgemat.targets.mcu import emulator
 
         return emulator.emulate(graph, codes, self._machine, trace=True).codes
+
+    def run_sequence(self, graph: Graph, codes: Codes, values: Codes | None, trace: bool = False) -> Codes:
+        from edgemat.targets.mcu import emulator
+        from edgemat.targets.sequences import by_step, in_order
+
+        flat, resets = in_order(codes)
+        found = emulator.emulate(graph, flat, self._machine, trace=trace, resets=resets).codes
+        return by_step(found, next(iter(codes.values())).shape[0])
+
+    def trace_sequence(self, graph: Graph, codes: Codes) -> Codes:
+        return self.run_sequence(graph, codes, None, trace=True)
 
 
 class Hls(Backend):
@@ -228,6 +345,14 @@ class Hls(Backend):
         from edgemat.targets import hls
 
         return hls.run_csim(graph, codes, io=self._io, trace=True)
+
+    def run_sequence(self, graph: Graph, codes: Codes, values: Codes | None) -> Codes:
+        from edgemat.targets.hls.plan import Plan
+        from edgemat.targets.hls.simulation import Simulation
+
+        # The states are seen in a traced build only; the trace changes no statement of the model.
+        with Simulation(graph, Plan(io=self._io), trace=True) as simulation:
+            return simulation.run_sequence(codes)
 
 
 NAMES = ("reference", "torch", "onnx", "hls", "hls:parallel", "hls:stream", "mcu", "mcu:cortex-m4", "mcu:rv32imc")

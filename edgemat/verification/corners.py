@@ -49,9 +49,9 @@ def _input_behind(graph: Graph, call: Call) -> tuple[str, list[Call]] | None:
     writers = {node.outputs[0]: node for node in graph.nodes}
     name, moves = call.inputs[0], []
     while name not in graph.inputs:
-        writer = writers[name]
-        if writer.op.name not in ("Reshape", "Transpose"):
-            return None
+        writer = writers.get(name)
+        if writer is None or writer.op.name not in ("Reshape", "Transpose"):
+            return None  # a state, or what an operator computed
         moves.append(writer)
         name = writer.inputs[0]
     return name, moves
@@ -149,7 +149,30 @@ def ties(graph: Graph, seed: int) -> tuple[list[dict[str, np.ndarray]], tuple[in
     for n in graph.inputs:
         t = graph.tensors[n]
         batch[n] = t.legal(rng.integers(t.lo, t.hi, (count, *t.sample_shape), np.int64, endpoint=True))
-    tensors = trace(graph, batch)
+    hits = tie_hits(graph, trace(graph, batch))
+    if hits is None:
+        return [], (0, 0)
+    reachable = hits.any(axis=0)
+    chosen: list[int] = []
+    covered = np.zeros_like(reachable)
+    while not covered[reachable].all():
+        gain = (hits & ~covered).sum(axis=1)
+        best = int(gain.argmax())
+        chosen.append(best)
+        covered |= hits[best]
+    return [{n: batch[n][i] for n in graph.inputs} for i in chosen], ties_met(hits)
+
+
+def tie_hits(graph: Graph, tensors: dict[str, np.ndarray]) -> np.ndarray | None:
+    """Which samples bring each requantisation to one code below a tie, to a tie, and to one code above.
+
+    Args:
+        graph: A lowered graph.
+        tensors: int64 codes [N, ...] of every tensor by name.
+
+    Returns:
+        bool [N, 3 * requantisations], or None where no requantisation has ties.
+    """
     wanted: list[np.ndarray] = []
     for call in graph.nodes:
         if call.epilogue is None or max(call.epilogue.shift) < 2 or call.op.name == "AveragePool":
@@ -162,19 +185,13 @@ def ties(graph: Graph, seed: int) -> tuple[list[dict[str, np.ndarray]], tuple[in
         offset = (exact & ((np.int64(1) << safe) - 1)) - (np.int64(1) << (safe - 1))
         axes = tuple(range(1, exact.ndim))
         wanted.append(np.stack([((offset == d) & (shifts > 1)).any(axis=axes) for d in (-1, 0, 1)], axis=1))
-    if not wanted:
-        return [], (0, 0)
-    hits = np.stack(wanted, axis=1).reshape(count, -1)
-    reachable = hits.any(axis=0)
-    chosen: list[int] = []
-    covered = np.zeros_like(reachable)
-    while not covered[reachable].all():
-        gain = (hits & ~covered).sum(axis=1)
-        best = int(gain.argmax())
-        chosen.append(best)
-        covered |= hits[best]
-    met = int(reachable.reshape(len(wanted), 3).all(axis=1).sum())
-    return [{n: batch[n][i] for n in graph.inputs} for i in chosen], (met, len(wanted))
+    return np.concatenate(wanted, axis=1) if wanted else None
+
+
+def ties_met(hits: np.ndarray) -> tuple[int, int]:
+    """How many requantisations met a tie and both codes beside it, and how many there are."""
+    reached = hits.any(axis=0).reshape(-1, 3).all(axis=1)
+    return int(reached.sum()), reached.size
 
 
 def corner_codes(graph: Graph, seed: int = 0) -> tuple[dict[str, np.ndarray], tuple[int, int]]:

@@ -35,9 +35,10 @@ class Mismatch:
     Attributes:
         backend: Name of the backend.
         node: Node that wrote the tensor.
-        index: Position, beginning with the sample.
+        index: Position, beginning with the sample (of sequences: with the sequence).
         expected: The reference's code.
         found: The backend's code.
+        step: The step of the sequence, from 0, or None where the file has no states.
     """
 
     backend: str
@@ -45,6 +46,7 @@ class Mismatch:
     index: list[int]
     expected: int
     found: int
+    step: int | None = None
 
 
 @dataclass(frozen=True)
@@ -52,12 +54,13 @@ class Report:
     """Result of `edgemat.verify`.
 
     Attributes:
-        samples: Samples each full backend ran, corner vectors included.
+        samples: Samples each full backend ran, corner vectors included; of a file with states: sequences.
         corners: How many of them are corner vectors.
         backends: Row by backend name.
         first_mismatch: The first difference, or None.
         overflow_proved: Whether every accumulator is proved to hold its sums.
         ties: Fused requantisations whose ties (and their neighbours) occurred, of all that have any.
+        steps: Steps of each sequence, of a file with recurrent states; else 0.
     """
 
     samples: int
@@ -66,6 +69,7 @@ class Report:
     first_mismatch: Mismatch | None
     overflow_proved: bool
     ties: tuple[int, int]
+    steps: int = 0
 
     @property
     def ok(self) -> bool:
@@ -80,6 +84,7 @@ class Report:
             "ok": self.ok,
             "samples": self.samples,
             "corners": self.corners,
+            "steps": self.steps,
             "backends": {
                 name: {
                     "status": row.status,
@@ -94,6 +99,7 @@ class Report:
             else {
                 "backend": first.backend,
                 "node": first.node,
+                "step": first.step,
                 "index": first.index,
                 "expected": first.expected,
                 "found": first.found,
@@ -108,7 +114,10 @@ class Report:
         from rich.table import Table
         from rich.text import Text
 
-        table = Table(title=f"{self.samples} samples, {self.corners} of them corner vectors")
+        title = f"{self.samples} samples, {self.corners} of them corner vectors"
+        if self.steps:
+            title = f"{self.samples} sequences of {self.steps} steps, {self.corners} of them of corner vectors"
+        table = Table(title=title)
         for column in ("backend", "status"):
             table.add_column(column)
         for column in ("codes compared", "mismatches"):
@@ -127,8 +136,9 @@ class Report:
         lines = [f"Overflow {proof}. Ties met at {self.ties[0]} of {self.ties[1]} requantisations."]
         first = self.first_mismatch
         if first is not None:
+            at = "" if first.step is None else f"step {first.step}, "
             lines.append(
-                f"First difference: backend {first.backend}, node {first.node}, index {first.index}: "
+                f"First difference: backend {first.backend}, {at}node {first.node}, index {first.index}: "
                 f"expected {first.expected}, found {first.found}."
             )
         return Group(table, *(Text(line) for line in lines))

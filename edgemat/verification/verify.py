@@ -16,6 +16,7 @@ from edgemat.lower.reader import read
 from edgemat.sim import reference
 from edgemat.sim.arrays import Arrays, by_name, to_codes, to_float32
 from edgemat.verification import backends as rooms
+from edgemat.verification import sequences
 from edgemat.verification.corners import corner_codes
 from edgemat.verification.isolated import isolated
 from edgemat.verification.report import EXACT, MISMATCH, UNAVAILABLE, BackendResult, Mismatch, Report
@@ -28,6 +29,7 @@ def verify(
     inputs: Arrays | None = None,
     *,
     samples: int | None = None,
+    steps: int | None = None,
     backends: Sequence[str] | None = None,
     codes: bool = False,
     module: Any = None,
@@ -35,12 +37,15 @@ def verify(
 ) -> Report:
     """Runs the same inputs through every backend and compares integer codes for equality.
 
-    Corner vectors (rails, extremes, ties) are added to whatever is given.
+    Corner vectors (rails, extremes, ties) are added to whatever is given. A file with recurrent states is run on whole
+    sequences; what its states hold is compared at every step, as its outputs are.
 
     Args:
         path: A lowered file.
-        inputs: Real values (cast to float32) [N, ...], or a dict by input name; codes with `codes`.
-        samples: Without `inputs`: how many random samples to draw (default 64).
+        inputs: Real values (cast to float32) [N, ...], or a dict by input name; codes with `codes`. For a file with
+            states: sequences [T, N, ...].
+        samples: Without `inputs`: how many random samples to draw (default 64; sequences: 4).
+        steps: Without `inputs`, for a file with states: how many steps a sequence has (default 256).
         backends: Names (`NAMES`); by default reference, onnx, hls and mcu, those missing here reported as unavailable.
             A backend asked for by name that cannot run is an error.
         codes: `inputs` holds integer codes.
@@ -53,13 +58,19 @@ def verify(
     Raises:
         ToolchainError: if a backend asked for by name cannot run here.
         FormatError: for inputs that do not fit the model.
-        EdgematError: for an unknown backend, or both `inputs` and `samples`.
+        EdgematError: for an unknown backend, both `inputs` and `samples` or `steps`, or `steps` without states.
     """
     if inputs is not None and samples is not None:
         raise EdgematError("inputs and samples exclude each other; pass one of them")
-    if samples is not None and samples < 1:
-        raise EdgematError(f"samples is {samples}, expected at least 1")
+    if inputs is not None and steps is not None:
+        raise EdgematError("inputs and steps exclude each other; pass one of them")
+    for label, given in (("samples", samples), ("steps", steps)):
+        if given is not None and given < 1:
+            raise EdgematError(f"{label} is {given}, expected at least 1")
     graph = path if isinstance(path, Graph) else read(path)
+    recurrent = bool(graph.states)
+    if steps is not None and not recurrent:
+        raise EdgematError(f"steps is {steps}, expected none for {graph.name!r}, which has no recurrent states")
     asked = backends is not None
     names = list(dict.fromkeys(backends if backends is not None else rooms.DEFAULT))
     if module is not None and "torch" not in names:
@@ -67,11 +78,18 @@ def verify(
     if not names:
         raise EdgematError(f"no backend was named, expected some of {', '.join(rooms.NAMES)}")
     chosen = [rooms.make(name, module) for name in names]
-    feeds, values, corner_count, met = _inputs(graph, inputs, samples, codes, seed)
-    total = len(next(iter(feeds.values())))
+    if recurrent:
+        feeds, values, corner_count = sequences.make_sequences(graph, inputs, steps, samples, codes, seed)
+        met = sequences.ties_in(graph, feeds)
+    else:
+        feeds, values, corner_count, met = _inputs(graph, inputs, samples, codes, seed)
+    length, total = next(iter(feeds.values())).shape[:2] if recurrent else (0, len(next(iter(feeds.values()))))
     with _progress(len(chosen) + 1) as advance:
         advance("reference")
-        expected = reference.run(graph, feeds)
+        if recurrent:
+            expected = reference.run_sequence(graph, feeds, sequences.compared(graph))
+        else:
+            expected = reference.run(graph, feeds)
         apart = isolated(graph)
         truth = None if apart is None else reference.run(*apart)
         rows: dict[str, BackendResult] = {}
@@ -84,10 +102,12 @@ def verify(
                     raise ToolchainError(f"backend {backend.name!r} cannot run: {reason}")
                 rows[backend.name] = BackendResult(UNAVAILABLE, reason=reason)
                 continue
-            found = expected if backend.name == "reference" else backend.run(graph, feeds, values)
+            run = backend.run_sequence if recurrent else backend.run
+            found = expected if backend.name == "reference" else run(graph, feeds, values)
             rows[backend.name] = _compare(expected, found)
             if rows[backend.name].status == MISMATCH:
-                at = _locate(graph, backend, feeds, expected, found)
+                locate = sequences.locate if recurrent else _locate
+                at = locate(graph, backend, feeds, expected, found)
                 if first is None or at[0] < first[0]:
                     first = at
                 continue
@@ -101,7 +121,7 @@ def verify(
                 if first is None or at[0] < first[0]:
                     first = at
     proved = all(call.bounds.magnitude < 1 << 63 for call in graph.nodes)
-    return Report(total, corner_count, rows, None if first is None else first[1], proved, met)
+    return Report(total, corner_count, rows, None if first is None else first[1], proved, met, length)
 
 
 def _inputs(

@@ -3,7 +3,8 @@
 1. Tensors that share bytes form one *buffer*: a reshape with what it reshapes, and an element-wise result with an
    operand that nobody reads later (same element size, or results of one byte, whose writes never pass the reads).
 2. A buffer lives from the step that writes it first to the step that reads it last. The network's inputs are the
-   caller's and never written; a buffer that holds an output is the caller's output array and takes no arena.
+   caller's and never written; a buffer that holds an output is the caller's output array and takes no arena. Recurrent
+   states lie in the model itself and are not written before the last step is done; what they will hold lives till then.
 3. A kernel's working memory is a buffer of its step alone.
 4. Offsets: best fit, in several orders; then, while the arena is larger than the lower bound, a fixed number of
    pseudo-random exchanges in the order. The lower bound is the largest sum of sizes alive at one step: no placement
@@ -38,7 +39,7 @@ class Buffer:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a tensor lives: ``kind`` is ``input``, ``output`` or ``arena``; ``index`` the input, output or byte."""
+    """Where a tensor lives: ``kind`` is ``input``, ``output``, ``state`` or ``arena``; ``index`` its number or byte."""
 
     kind: str
     index: int
@@ -79,6 +80,7 @@ def plan_arena(network: Network) -> Arena:
     places: dict[str, Place] = {}
     copies: list[tuple[str, int]] = []
     owner = {roots.find(tensor.name): Place("input", i) for i, tensor in enumerate(network.inputs)}
+    owner |= {roots.find(state.read.name): Place("state", i) for i, state in enumerate(network.states)}
     for i, tensor in enumerate(network.outputs):
         root = roots.find(tensor.name)
         if root in owner or roots.span(root)[2] > tensor_bytes(tensor):
@@ -123,7 +125,7 @@ class _Roots:
         self.size = {name: tensor_bytes(tensor) for name, tensor in tensors.items()}
         self.first = dict.fromkeys(tensors, -1)
         self.last = dict.fromkeys(tensors, -1)
-        self.fixed = {tensor.name for tensor in network.inputs}
+        self.fixed = {tensor.name for tensor in (*network.inputs, *(state.read for state in network.states))}
         self.outputs = {tensor.name for tensor in network.outputs}
         for index, step in enumerate(network.steps):
             for tensor in step.inputs:
@@ -132,7 +134,7 @@ class _Roots:
             for tensor in step.outputs:
                 self.first[tensor.name] = index
                 self.last[tensor.name] = max(self.last[tensor.name], index)
-        for name in self.outputs:
+        for name in (*self.outputs, *(state.written.name for state in network.states)):
             self.last[name] = len(network.steps)
 
     def find(self, name: str) -> str:

@@ -70,6 +70,7 @@ def emulate(
     trace: bool = False,
     count: bool = False,
     optimize: str = "2",
+    resets: np.ndarray | None = None,
 ) -> Emulation:
     """Compile a graph for a machine, run samples on its emulator.
 
@@ -80,6 +81,7 @@ def emulate(
         trace: Return every tensor, not only the outputs.
         count: Count the instructions of the first sample.
         optimize: What follows ``-O``.
+        resets: bool ``[N]``, for models with states: which samples begin a sequence; by default each does.
 
     Raises:
         ToolchainError: ziglang or unicorn is missing, or one of them failed.
@@ -91,27 +93,35 @@ def emulate(
         raise ToolchainError(f"machine {machine} cannot be emulated: {reason}")
     made = graph if isinstance(graph, Project) else project(graph)
     try:
-        return _emulate(made, codes, machine, trace, count, optimize)
+        return _emulate(made, codes, machine, trace, count, optimize, resets)
     except OSError as error:
         raise no_room(error) from error
 
 
 def _emulate(
-    made: Project, codes: dict[str, np.ndarray], machine: str, trace: bool, count: bool, optimize: str
+    made: Project,
+    codes: dict[str, np.ndarray],
+    machine: str,
+    trace: bool,
+    count: bool,
+    optimize: str,
+    resets: np.ndarray | None,
 ) -> Emulation:
     with tempfile.TemporaryDirectory(prefix="edgemat-emulated-") as name:
         folder = Path(name)
         elf = build(made, folder, machine, trace=trace, optimize=optimize)
-        (folder / "samples.bin").write_bytes(pack_samples(made, codes))
+        (folder / "samples.bin").write_bytes(pack_samples(made, codes, resets))
         traced = made.traced if trace else []
-        tensors = [*traced, *(port.tensor for port in made.outputs)]
+        tensors = [*traced, *(port.tensor for port in made.outputs), *(state.tensor for state in made.states)]
         outputs = [[f"em_io_{port.argument}", _bytes(port.tensor)] for port in made.outputs]
+        outputs += [[f"em_io_{state.field}", state.bytes] for state in made.states]
         if traced:
             outputs.insert(0, ["em_io_trace", sum(map(_bytes, traced))])
+        flags = [["em_io_reset", 1]] if made.states else []
         job = {
             "machine": machine, "elf": str(elf), "samples": str(folder / "samples.bin"),
             "results": str(folder / "results.bin"), "outputs": outputs, "count": count,
-            "inputs": [[f"em_io_{port.argument}", _bytes(port.tensor)] for port in made.inputs],
+            "inputs": flags + [[f"em_io_{port.argument}", _bytes(port.tensor)] for port in made.inputs],
         }  # fmt: skip
         answer = _start(job)
         found = unpack_samples(tensors, (folder / "results.bin").read_bytes())

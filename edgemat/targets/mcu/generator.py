@@ -25,6 +25,7 @@ from edgemat.targets.mcu.library import (
     Member,
     Port,
     Project,
+    StateText,
     Traced,
     array_text,
     member_text,
@@ -61,9 +62,7 @@ def project(graph: Any, products: str = "shift_add", ternary_packing: str = "aut
     return _Planner(network, plan_arena(network)).project()
 
 
-def export(
-    graph: Any, output: Path | str, products: str = "shift_add", ternary_packing: str = "auto"
-) -> Path:
+def export(graph: Any, output: Path | str, products: str = "shift_add", ternary_packing: str = "auto") -> Path:
     """Write the C library of a lowered graph; an existing folder of that name is replaced.
 
     Args:
@@ -101,6 +100,7 @@ class _Planner:
             self.network, self.arena, f"Model {self.prefix[3:]}", self.prefix, self.prefix.upper(), inputs, outputs
         )
         self.places = made
+        made.states = self.states()
         variants: dict[str, Variant] = {}
         calls = []
         for number, step in enumerate(self.network.steps):
@@ -116,7 +116,12 @@ class _Planner:
             Copy(made.outputs[i].argument, self.pointer(name, made, const=True), tensor_bytes(made.outputs[i].tensor))
             for name, i in self.arena.copies
         )
-        texts = [text for call in made.calls for text in call.arguments] + [copy.source for copy in made.copies]
+        made.keeps = tuple(
+            Copy(f"model->{text.field}", self.pointer(state.written.name, made, const=True), text.bytes)
+            for text, state in zip(made.states, self.network.states, strict=True)
+        )
+        texts = [text for call in made.calls for text in call.arguments]
+        texts += [copy.source for copy in (*made.copies, *made.keeps)]
         made.uses_arena = any("arena" in text for text in texts)
         return made
 
@@ -147,6 +152,22 @@ class _Planner:
             )  # fmt: skip
         return tuple(made)
 
+    def states(self) -> tuple[StateText, ...]:
+        """The members of the model's structure that hold its recurrent states."""
+        fields = Identifiers()
+        made = []
+        for state in self.network.states:
+            tensor, field = state.held, f"state_{fields[identifier(state.name)]}"
+            fmt = str(tensor.format) if not tensor.format.per_channel else f"{tensor.format.width} bits by channel"
+            shape = "x".join(map(str, tensor.shape))
+            made.append(
+                StateText(
+                    field, f"{self.prefix}_{field}".upper(), c_type(storage(tensor.format)), tensor.size,
+                    tensor_bytes(tensor), fmt, shape, tensor,
+                )
+            )  # fmt: skip
+        return tuple(made)
+
     def pointer(self, name: str, made: Project, const: bool) -> str:
         """C expression for a tensor's memory."""
         place = self.arena.places[name]
@@ -154,6 +175,8 @@ class _Planner:
         qualifier = "const " if const else ""
         if place.kind == "arena":
             return f"({qualifier}{element} *)(void *)(arena + {place.index})"
+        if place.kind == "state":
+            return f"model->{made.states[place.index].field}"
         port = (made.inputs if place.kind == "input" else made.outputs)[place.index]
         if port.c_type == element:
             return port.argument

@@ -17,6 +17,7 @@ from edgemat.targets.layout import NativeTensor
 from edgemat.targets.mcu.generator import project
 from edgemat.targets.mcu.library import Project
 from edgemat.targets.mcu.storage import size_of, storage
+from edgemat.targets.sequences import by_step, in_order, resets_of
 
 SANITIZE = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g")
 STRICT = ("-Wall", "-Wextra", "-Werror", "-Wconversion", "-Wshadow", "-pedantic", "-fno-strict-aliasing")
@@ -30,9 +31,12 @@ def element_dtype(tensor: NativeTensor) -> np.dtype:
     return np.dtype(f"<{'i' if element[0] == 's' else 'u'}{size_of(element)}")
 
 
-def pack_samples(made: Project, codes: dict[str, np.ndarray]) -> bytes:
-    """Input codes ``[N, *shape]`` by tensor name as the bytes the harness reads, sample by sample."""
-    parts = []
+def pack_samples(made: Project, codes: dict[str, np.ndarray], resets: np.ndarray | None = None) -> bytes:
+    """Input codes ``[N, *shape]`` by tensor name as the bytes the harness reads, sample by sample.
+
+    Models with states get a byte first: whether the sample begins a sequence (`resets`; by default each does).
+    """
+    parts = [resets_of(codes, resets).astype(np.uint8)[:, None]] if made.states else []
     for port in made.inputs:
         given = np.asarray(codes[port.tensor.source])
         packed = port.tensor.pack(given).astype(element_dtype(port.tensor))
@@ -111,20 +115,27 @@ class HostProgram:
             self.close()
             raise
 
-    def run(self, codes: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def run_sequence(self, codes: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """`run` for sequences: codes ``[T, N, *shape]`` in and out, N sequences of T steps."""
+        flat, resets = in_order(codes)
+        return by_step(self.run(flat, resets), next(iter(codes.values())).shape[0])
+
+    def run(self, codes: dict[str, np.ndarray], resets: np.ndarray | None = None) -> dict[str, np.ndarray]:
         """Run samples.
 
         Args:
             codes: int64 codes ``[N, *shape]`` of every input, by code-tensor name.
+            resets: bool ``[N]``, for models with states: which samples begin a sequence; by default each does.
 
         Returns:
-            int64 codes of the outputs (with ``trace``: of every tensor) by graph tensor name.
+            int64 codes of the outputs (with ``trace``: of every tensor) by graph tensor name, and what the states hold
+            then by `State.output`.
 
         Raises:
             ToolchainError: the program ended with an error.
         """
         try:
-            (self.folder / "samples.bin").write_bytes(pack_samples(self.project, codes))
+            (self.folder / "samples.bin").write_bytes(pack_samples(self.project, codes, resets))
         except OSError as error:
             raise no_room(error) from error
         try:
@@ -138,6 +149,7 @@ class HostProgram:
                 f"the compiled model ended with status {done.returncode}, expected 0: {' | '.join(words)}"
             )
         tensors = [*(self.project.traced if self.trace else ()), *(port.tensor for port in self.project.outputs)]
+        tensors += [state.tensor for state in self.project.states]
         return unpack_samples(tensors, (self.folder / "results.bin").read_bytes())
 
     def close(self) -> None:

@@ -128,8 +128,22 @@ class CallText:
 
 
 @dataclass(frozen=True)
+class StateText:
+    """A recurrent state as a member of the model's structure; ``tensor`` is what it holds."""
+
+    field: str
+    upper: str
+    c_type: str
+    size: int
+    bytes: int
+    format: str
+    shape: str
+    tensor: NativeTensor
+
+
+@dataclass(frozen=True)
 class Copy:
-    """An output that is copied at the end."""
+    """An output, or a state's next value, that is copied at the end."""
 
     target: str
     source: str
@@ -145,6 +159,7 @@ class Project:
         arena: where each tensor lives.
         variants: kernel variants in order of first use.
         traced: native tensors in the order in which a traced build reports them.
+        states: recurrent states, kept in the model's structure; ``keeps`` are the copies that write them.
     """
 
     network: Network
@@ -158,6 +173,8 @@ class Project:
     calls: tuple[CallText, ...] = ()
     arrays: tuple[ArrayText, ...] = ()
     copies: tuple[Copy, ...] = ()
+    states: tuple[StateText, ...] = ()
+    keeps: tuple[Copy, ...] = ()
     traced: list[NativeTensor] = field(default_factory=list)
     weight_bytes: int = 0
     uses_arena: bool = False
@@ -176,6 +193,11 @@ class Project:
     def arena_lower_bound_bytes(self) -> int:
         """No placement of the same buffers can be smaller."""
         return self.arena.lower_bound_bytes
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of the recurrent states, which lie in the model's structure."""
+        return sum(state.bytes for state in self.states)
 
     @property
     def argument_names(self) -> str:

@@ -27,7 +27,7 @@ def sample_codes(graph: Any) -> tuple[dict[str, np.ndarray], dict[str, np.ndarra
 
 
 def run_reference(graph: Any, codes: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Every tensor of the graph, by the dossiers' reference.
+    """Every tensor of the graph, by the dossiers' reference; states that `codes` leaves out are initial.
 
     Args:
         graph: A `Graph` of `edgemat.lower.reader`.
@@ -36,7 +36,9 @@ def run_reference(graph: Any, codes: dict[str, np.ndarray]) -> dict[str, np.ndar
     Returns:
         int64 codes of every tensor by name, the inputs included.
     """
-    known = dict(codes)
+    samples = len(next(iter(codes.values())))
+    initial = {state.read: np.zeros((samples, *state.shape), np.int64) for state in getattr(graph, "states", ())}
+    known = {**initial, **codes}
     for call in graph.nodes:
         operands = []
         for position, name in enumerate(call.inputs):
