@@ -1,7 +1,7 @@
 """`QATCallback`: the schedules of quantisation-aware training, driven by Lightning's hooks.
 
-**Order.** After each step of the optimiser: the oscillation tracker, the delay, the costs; as in the plain loop of
-`docs/training.md`.
+**Order.** After each step of the optimiser: the oscillation tracker, the delay, the scales, the costs; as in the plain
+loop of `docs/training.md`.
 
 **The penalty.** No hook of Lightning may change the loss, and no method is replaced. A sum's gradient is the sum of the
 gradients, so the penalty's is taken with `torch.autograd.grad` in `on_before_backward`, while the graph of the forward
@@ -57,6 +57,8 @@ class QATCallback(Callback):
         front: ``folder``, ``monitor`` (a logged metric of which more is better) and ``cost`` (a cost model): after each
             validation the network is offered to the `edgemat.Front` in that folder.
         freeze_batch_norm: When the batch norms' statistics are frozen.
+        scales: Arguments of `edgemat.ScaleDeployment`; ``start`` and ``steps`` may be shares of the training. They
+            must be over before it ends.
         network: Name of the quantised network in the LightningModule; None takes the only one.
 
     Raises:
@@ -73,6 +75,7 @@ class QATCallback(Callback):
         cost_ramp: Options | None = None,
         front: Options | None = None,
         freeze_batch_norm: Moment | None = None,
+        scales: Options | None = None,
         network: str | None = None,
     ):
         if isinstance(calibration, int) and calibration < 1:
@@ -89,13 +92,17 @@ class QATCallback(Callback):
         self.network = network
         start = None if self.oscillation is None else self.oscillation.pop("start", 0)
         self._moments: dict[str, Moment] = {}
-        for name, moment in (("freeze_batch_norm", freeze_batch_norm), ("oscillation", start)):
+        self.scales = None if scales is None else dict(scales)
+        due = {} if scales is None else {"scales.start": scales.get("start", 0), "scales.steps": scales.get("steps", 0)}
+        due |= {"freeze_batch_norm": freeze_batch_norm, "oscillation": start}
+        for name, moment in due.items():
             if moment is not None:
                 self._moments[name] = _checked(name, moment)
         self._found: Found | None = None
         self._steps = 0
         self._at: dict[str, int] = {}
         self._delay: Any = None
+        self._scales: Any = None
         self._tracker: Any = None
         self._costs: list[Any] = []
         self._norms: Any = None
@@ -130,6 +137,7 @@ class QATCallback(Callback):
         self._delay = self._tracker = self._norms = None
         if self.delay is not None:
             self._delay = edgemat.QuantizationDelay(found.network, **self.delay)
+        self._scales = None if self.scales is None else self._scale_deployment(trainer, found)
         self._costs = [edgemat.CostTarget(found.network, **options) for options in self.cost_targets]
         if self.cost_ramp is not None:
             self._costs.append(edgemat.CostRamp(found.network, **self.cost_ramp))
@@ -137,6 +145,18 @@ class QATCallback(Callback):
             self._restore(state)
         self._apply()
         self._checked = False
+
+    def _scale_deployment(self, trainer: Trainer, found: Found) -> Any:
+        """The schedule of ternary scales, which must end before the training does."""
+        assert self.scales is not None
+        at = {name: self._at[f"scales.{name}"] for name in ("start", "steps")}
+        length = trainer.estimated_stepping_batches
+        if sum(at.values()) >= length:
+            raise EdgematError(
+                f"QATCallback: scales are deployed after {sum(at.values())} steps of a training of {length:.0f}, "
+                "expected fewer, so that training sees what is exported; lower start or steps"
+            )
+        return edgemat.ScaleDeployment(found.network, **{**self.scales, **at})
 
     def _resolved(self, trainer: Trainer) -> dict[str, int]:
         """The moments in steps."""
@@ -229,6 +249,8 @@ class QATCallback(Callback):
         if self._delay is not None:
             ranks.unite(trainer, self._delay.observed)
             self._delay.step()
+        if self._scales is not None:
+            self._scales.step()
         for cost in self._costs if self._penalties is not None else ():
             cost.step() if hasattr(cost, "step") else cost.update()
         self._penalties = None
@@ -289,6 +311,8 @@ class QATCallback(Callback):
     def _release(self) -> None:
         if self._delay is not None:
             self._delay.remove()
+        if self._scales is not None:
+            self._scales.remove()
         if self._norms is not None:
             self._norms.undo()
 
@@ -301,6 +325,7 @@ class QATCallback(Callback):
             "steps": self._steps,
             "at": dict(self._at),
             "delay": None if self._delay is None else self._delay.state_dict(),
+            "scales": None if self._scales is None else self._scales.state_dict(),
             "oscillation": None if self._tracker is None else self._tracker.state_dict(),
             "costs": [cost.state_dict() for cost in self._costs],
         }
@@ -321,6 +346,8 @@ class QATCallback(Callback):
             raise _other("costs")
         if state["delay"] is not None:
             self._delay.load_state_dict(state["delay"])
+        if self._scales is not None and state.get("scales") is not None:
+            self._scales.load_state_dict(state["scales"])
         for cost, kept in zip(self._costs, state["costs"], strict=True):
             cost.load_state_dict(kept)
         self._apply()

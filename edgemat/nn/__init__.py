@@ -8,6 +8,7 @@ from edgemat.nn.bipolar import BipolarQuantizer, clip_latent_weights
 from edgemat.nn.calibration import calibrate
 from edgemat.nn.conversion import quantize
 from edgemat.nn.convolution import QuantConv1d, QuantConv2d, QuantConvTranspose2d
+from edgemat.nn.embedding import QuantEmbedding
 from edgemat.nn.fracbnn import FracBNN, FracBNNBlock, FractionalConv2d, QuantRPReLU
 from edgemat.nn.join import QuantAdd, QuantConcat, QuantMatMul, QuantMul, QuantSub
 from edgemat.nn.layer import QuantLayer
@@ -40,6 +41,7 @@ __all__ = [
     "QuantConv1d",
     "QuantConv2d",
     "QuantConvTranspose2d",
+    "QuantEmbedding",
     "QuantLayer",
     "QuantLinear",
     "QuantMatMul",

@@ -10,6 +10,7 @@ from edgemat.ops.clip import Clip
 from edgemat.ops.conv import Conv
 from edgemat.ops.conv_transpose import ConvTranspose
 from edgemat.ops.elementwise import Add, Mul, Sub
+from edgemat.ops.embedding import Embedding
 from edgemat.ops.linear import Linear
 from edgemat.ops.matmul import MatMul
 from edgemat.ops.pooling import AveragePool, MaxPool
@@ -36,6 +37,7 @@ OPS: tuple[Op, ...] = (
     Clip(),
     PRelu(),
     Table(),
+    Embedding(),
     Softmax(),
     Add(),
     Sub(),

@@ -12,20 +12,33 @@ from edgemat.op import REAL, Attr, Call, Native, Op, Result, emit_requantize
 
 
 class Quantize(Op):
-    """``y = quantize(float32(x))`` into `y_format`: round, then overflow; infinities saturate."""
+    """``y = quantize(float32(x))`` into `y_format`: round, then overflow; infinities saturate.
+
+    ``limit`` states the largest code that an index may have, in an unsigned format; the codes above saturate at it. A
+    reader with edgemat refuses such an input instead of computing something for it.
+    """
 
     name = "Quantize"
     stem = "quantize"
-    attributes = {"y_format": Attr(str)}
+    attributes = {"y_format": Attr(str), "limit": Attr(int, None, optional=True, late=True)}
 
     def infer(self, call: Call) -> tuple[Result, ...]:
-        fmt = call.format_attr("y_format")
-        return (Result(call.x[0].shape, fmt, *fmt.rails),)
+        fmt, limit = call.format_attr("y_format"), call.attrs["limit"]
+        low, high = fmt.rails
+        if limit is not None and (fmt.signed or fmt.per_channel or fmt.overflow != "SAT" or not 0 <= limit < high):
+            raise call.refuse(f"the limit {limit} for {fmt}", "expected an index below the rail of an unsigned format")
+        return (Result(call.x[0].shape, fmt, low, high if limit is None else limit),)
 
     def compute(self, call: Call, *x: np.ndarray) -> np.ndarray:
-        return formats.quantize(np.asarray(x[0], dtype=np.float32), call.exact[0].format)
+        codes = formats.quantize(np.asarray(x[0], dtype=np.float32), call.exact[0].format)
+        return codes if call.attrs["limit"] is None else np.minimum(codes, call.attrs["limit"])
 
     def emit(self, body: Body, call: Call, *x: Coded) -> Coded:
+        codes = self._rounded(body, call, *x)
+        limit = call.attrs["limit"]
+        return codes if limit is None else body.clip(codes, 0, limit)
+
+    def _rounded(self, body: Body, call: Call, *x: Coded) -> Coded:
         fmt, ndim = call.exact[0].format, len(call.x[0].shape)
         value = body.cast(x[0], np.float64)
         if fmt.bipolar:

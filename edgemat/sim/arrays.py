@@ -67,7 +67,7 @@ def check_codes(name: str, array: np.ndarray, tensor: Tensor) -> np.ndarray:
     """Integer codes inside the input's format, as int64."""
     if array.dtype.kind not in "iu":
         raise FormatError(f"input {name!r} has dtype {array.dtype}, expected integer codes (codes=True was given)")
-    low, high = tensor.format.rails
+    low, high = tensor.lo, tensor.hi
     special = tensor.format.bipolar or tensor.format.widths is not None
     if special and not formats.holds_codes(array.astype(np.int64), tensor.format):
         raise FormatError(f"input {name!r} holds codes that {tensor.format} does not, expected codes of each channel")
@@ -77,6 +77,18 @@ def check_codes(name: str, array: np.ndarray, tensor: Tensor) -> np.ndarray:
             f"{tensor.format}"
         )
     return array.astype(np.int64)
+
+
+def refuse_index(name: str, values: np.ndarray, tensor: Tensor) -> None:
+    """An input whose codes end before its format's do is an index: it is a row or it is refused, never clipped."""
+    if (tensor.lo, tensor.hi) == tensor.format.rails or not values.size:
+        return
+    low, high = values.min(), values.max()
+    if low < tensor.lo or high > tensor.hi or (values != np.floor(values)).any():
+        raise FormatError(
+            f"input {name!r} holds indices from {low:g} to {high:g}, expected whole numbers from {tensor.lo} to "
+            f"{tensor.hi}"
+        )
 
 
 def to_codes(graph: Graph, x: Arrays, codes: bool) -> dict[str, np.ndarray]:
@@ -90,6 +102,7 @@ def to_codes(graph: Graph, x: Arrays, codes: bool) -> dict[str, np.ndarray]:
             values = to_float32(name, array)
             if tensor.format.overflow == "WRAP":
                 refuse_infinity(name, values, tensor.format)
+            refuse_index(name, values, tensor)
             made[tensor.name] = formats.quantize(values, tensor.format)
     return made
 

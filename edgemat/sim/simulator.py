@@ -19,7 +19,7 @@ from edgemat.lower.graph import Graph
 from edgemat.lower.reader import read
 from edgemat.op import Tensor
 from edgemat.sim import reference, session
-from edgemat.sim.arrays import Arrays, by_name, check_codes, refuse_infinity, single, to_codes, to_float32
+from edgemat.sim.arrays import Arrays, by_name, check_codes, refuse_index, refuse_infinity, single, to_codes, to_float32
 from edgemat.sim.carriers import SINGLE
 from edgemat.sim.fused import Fused, fuse
 
@@ -263,6 +263,7 @@ def _values(name: str, array: np.ndarray, tensor: Tensor) -> np.ndarray:
     values = to_float32(name, array)
     if tensor.format.overflow == "WRAP":
         refuse_infinity(name, values, tensor.format)
+    refuse_index(name, values, tensor)
     return values
 
 

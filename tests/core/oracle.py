@@ -296,6 +296,11 @@ def _table(call: Call, x: np.ndarray, table: np.ndarray) -> np.ndarray:
     return np.array([table[int(c) - low] for c in x.reshape(-1)], np.int64).reshape(x.shape)
 
 
+def _embedding(call: Call, x: np.ndarray, table: np.ndarray) -> np.ndarray:
+    rows = [table[int(index)].tolist() for index in x.reshape(-1)]
+    return np.array(rows, np.int64).reshape(*x.shape, -1)
+
+
 def _softmax(call: Call, x: np.ndarray, table: np.ndarray) -> np.ndarray:
     fmt = Fixed.parse(call.attrs["y_format"])
     rows = np.moveaxis(x, call.attrs["axis"] + 1, -1)
@@ -322,6 +327,7 @@ _VALUES = {
     "Clip": _clip,
     "PRelu": _prelu,
     "Table": _table,
+    "Embedding": _embedding,
     "Softmax": _softmax,
     "Add": _pair,
     "Sub": _pair,

@@ -14,12 +14,14 @@ from edgemat.nn.training.normalization import FrozenBatchNorm, freeze_batch_norm
 from edgemat.nn.training.orthogonality import ompq
 from edgemat.nn.training.oscillation import OscillationTracker
 from edgemat.nn.training.post_training import ptq
+from edgemat.nn.training.scales import ScaleDeployment
 
 __all__ = [
     "DistillationLoss",
     "FrozenBatchNorm",
     "OscillationTracker",
     "QuantizationDelay",
+    "ScaleDeployment",
     "freeze_batch_norm",
     "load_float",
     "ompq",
