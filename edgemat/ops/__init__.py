@@ -11,15 +11,20 @@ from edgemat.ops.conv import Conv
 from edgemat.ops.conv_transpose import ConvTranspose
 from edgemat.ops.elementwise import Add, Mul, Sub
 from edgemat.ops.embedding import Embedding
+from edgemat.ops.layer_norm import LayerNorm
 from edgemat.ops.linear import Linear
 from edgemat.ops.matmul import MatMul
 from edgemat.ops.pooling import AveragePool, MaxPool
 from edgemat.ops.prelu import PRelu
 from edgemat.ops.relu import Relu
+from edgemat.ops.rms_norm import RmsNorm
 from edgemat.ops.shape import Concat, Pad, Reshape, Slice, Transpose
 from edgemat.ops.softmax import Softmax
 from edgemat.ops.state import NextState, State
 from edgemat.ops.table import Table
+from edgemat.ops.token_exponent import TokenExponent
+from edgemat.ops.token_quantize import TokenQuantize
+from edgemat.ops.token_rescale import TokenRescale
 from edgemat.ops.upsample import Upsample
 
 OPS: tuple[Op, ...] = (
@@ -39,6 +44,11 @@ OPS: tuple[Op, ...] = (
     Table(),
     Embedding(),
     Softmax(),
+    RmsNorm(),
+    LayerNorm(),
+    TokenExponent(),
+    TokenQuantize(),
+    TokenRescale(),
     Add(),
     Sub(),
     Mul(),

@@ -14,6 +14,7 @@ import numpy as np
 
 from edgemat.formats import Fixed
 from edgemat.op import Call
+from tests.normalization import definition
 
 
 def rounded(value: Fraction, mode: str) -> int:
@@ -317,6 +318,22 @@ def _reshape(call: Call, x: np.ndarray) -> np.ndarray:
     return np.array(x.reshape(-1).tolist(), np.int64).reshape(len(x), *call.attrs["shape"])
 
 
+def _token_exponent(call: Call, x: np.ndarray) -> np.ndarray:
+    made = [definition.token_exponent(row, call.attrs["width"]) for _, row in definition.rows_of(x)]
+    return np.array(made, np.int64).reshape(*x.shape[:-1], 1)
+
+
+def _token_quantize(call: Call, x: np.ndarray, exponents: np.ndarray) -> np.ndarray:
+    fmt, values = Fixed.parse(call.attrs["y_format"]), valued(x, call.x[0].format)
+    return np.array(
+        [to_code(values[at] / 2 ** int(exponents[*at[:-1], 0]), fmt) for at in np.ndindex(x.shape)], np.int64
+    ).reshape(x.shape)
+
+
+def _token_rescale(call: Call, x: np.ndarray, exponents: np.ndarray) -> np.ndarray:
+    return valued(x, call.x[0].format) * (2 ** exponents.astype(object))
+
+
 _VALUES = {
     "Requantize": lambda call, x: _each(call, x, lambda v, at: v),
     "Linear": _linear,
@@ -329,6 +346,11 @@ _VALUES = {
     "Table": _table,
     "Embedding": _embedding,
     "Softmax": _softmax,
+    "RmsNorm": lambda call, *x: definition.norm(call, to_code, lsb, *x),
+    "LayerNorm": lambda call, *x: definition.norm(call, to_code, lsb, *x),
+    "TokenExponent": _token_exponent,
+    "TokenQuantize": _token_quantize,
+    "TokenRescale": _token_rescale,
     "Add": _pair,
     "Sub": _pair,
     "Mul": _pair,
