@@ -20,8 +20,6 @@ from edgemat.nn.state import QuantState, reset_states
 from edgemat.nn.tables import QuantSigmoid, QuantSoftmax, QuantTable, QuantTanh
 from edgemat.nn.ternary import TernaryConv1d, TernaryConv2d, TernaryLinear
 from edgemat.nn.ternary_quantizer import TernaryQuantizer
-from edgemat.nn.ternary import TernaryConv1d, TernaryConv2d, TernaryLinear
-from edgemat.nn.ternary_quantizer import TernaryQuantizer
 from edgemat.nn.thermometer import ThermometerEncoding
 
 __all__ = [
@@ -56,10 +54,6 @@ __all__ = [
     "QuantSub",
     "QuantTable",
     "QuantTanh",
-    "TernaryConv1d",
-    "TernaryConv2d",
-    "TernaryLinear",
-    "TernaryQuantizer",
     "TernaryConv1d",
     "TernaryConv2d",
     "TernaryLinear",
