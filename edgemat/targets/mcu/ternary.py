@@ -24,7 +24,7 @@ MANY_OUTPUTS = 96
 """Outputs of a row from which five weights to a byte need fewer instructions than four: tables three times as large
 are shared by enough of them. (Below, flash may still be the reason to ask for them.)"""
 TABLES = 8
-ENTRIES = {4: 256, 5: 252}
+ENTRIES = {4: 84, 5: 252}
 _LANE_LIMIT = 1 << 15
 _SHORT_ENTRY = 1 << 16
 
@@ -123,10 +123,14 @@ def _largest_sum(rows: np.ndarray, lo: int, hi: int) -> int:
 
 def packed_rows(rows: np.ndarray, groups: int, trits: int) -> np.ndarray:
     """Rows ``[out, length]`` of -1, 0 and +1 as bytes in the order in which the kernel reads them, flat."""
-    if trits == 4:
-        codes = pack_trits(rows, "2")
-    else:
-        codes = _PLACES[pack_trits(rows, "1.6")]
+    rows = np.asarray(rows)
+    outputs, length = rows.shape
+    groups_of_inputs = -(-length // trits)
+    five = np.zeros((outputs, groups_of_inputs, 5), np.int8)
+    padded = np.zeros((outputs, groups_of_inputs * trits), np.int8)
+    padded[:, :length] = rows
+    five[:, :, :trits] = padded.reshape(outputs, groups_of_inputs, trits)
+    codes = _places(trits)[pack_trits(five.reshape(outputs, -1), "1.6")]
     parts = []
     for group in np.split(codes, groups):
         at, left = 0, group.shape[1]
@@ -137,11 +141,10 @@ def packed_rows(rows: np.ndarray, groups: int, trits: int) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def _places() -> np.ndarray:
-    """The table entry of each byte of five trits."""
+def _places(trits: int) -> np.ndarray:
+    """The table entry of each byte of five weights; of four, the fifth is 0."""
     byte = np.arange(243)
-    low, block = byte % 27, byte // 27
-    return np.where(low < 14, 14 * block + low, 126 + 14 * block + low - 14).astype(np.uint8)
-
-
-_PLACES = _places()
+    blocks = 9 if trits == 5 else 3
+    block = byte // 27 if trits == 5 else byte // 27 % 3
+    low = byte % 27
+    return np.where(low < 14, 14 * block + low, 14 * (blocks + block) + low - 14).astype(np.uint8)

@@ -3,7 +3,7 @@
  * is [ky][kx][i], taps outside the map count as zero. With two lanes, two neighbouring positions at a time.
  * EM_W is uint8_t. EM_X EM_B EM_ACC_BITS EM_Y, epilogue macros.
  *
- * scratch: aligned to 8 bytes; EM_TABLES tables of 252 (EM_TRITS 5) or 256 entries, one sum for each output of a
+ * scratch: aligned to 8 bytes; EM_TABLES tables of 84 (EM_TRITS 4) or 252 entries, one sum for each output of a
  * group, one input (a word with two lanes) for each weight of an output. */
 #ifndef EM_W
 #define EM_W uint8_t
@@ -63,7 +63,8 @@ void EM_FUNCTION(const em_conv_params* p, const EM_X* x, const EM_W* weight, con
             EM_PASTE(EM_FUNCTION, _gather)(p, x, two ? next_y : oy, two ? next_x : ox, g * group_in, group_in, 1,
                                            space.row);
 #endif
-            EM_PASTE(EM_FUNCTION, _sums)(&space, space.row, length, w, group_out);
+            EM_PASTE(EM_FUNCTION, _sums)(&space, space.row, length, w, given != NULL ? given + g * group_out : NULL,
+                                            group_out);
             EM_PASTE(EM_FUNCTION, _results)(space.sums, given, epilogue, g * group_out, group_out, y, z);
         }
         y = z + p->out_c;

@@ -6,11 +6,10 @@
  * No weight is multiplied, and none is unpacked.
  *
  * Weights: passes of EM_TABLES groups, then of 4, 2 and 1 for the groups left; a pass holds, output by output,
- * one byte for each of its groups. The bytes:
- *   EM_TRITS 4: 2 bits a weight, the first in the lowest bits, two's complement; of 256 entries 81 are used.
- *   EM_TRITS 5: with c = (t0+1) + 3*(t1+1) + 9*(t2+1) and b = (t3+1) + 3*(t4+1) it is 14*b + c where c < 14,
- *     else 126 + 14*b + c - 14: two halves of nine blocks of fourteen entries, so that pairs of entries of
- *     16 bits lie in words and blocks follow each other.
+ * one byte for each of its groups. With c = (t0+1) + 3*(t1+1) + 9*(t2+1) of the first three weights, and
+ * b = t3+1 of four or (t3+1) + 3*(t4+1) of five, the byte is 14*b + c where c < 14, else 14*(blocks + b) + c - 14
+ * (blocks: 3 or 9). So a table is two halves of blocks of fourteen entries; in a half each block is the first one
+ * and a constant.
  *
  * EM_LANES 2: two rows of inputs at once; a sum is that of the first row plus 65536 times that of the second,
  * modulo 2**32. Both are known to fit 16 bits without their bias; EM_ENTRY_BITS is 32.
@@ -34,10 +33,22 @@
 
 #ifndef EDGEMAT_TRITS_PATTERN
 #define EDGEMAT_TRITS_PATTERN
+#if defined(__thumb2__) && (defined(__GNUC__) || defined(__clang__))
+#include "edgemat_trits_thumb.h"
+#define EM_THUMB 1
+#else
+#define EM_THUMB 0
+#endif
 #if !defined(__BYTE_ORDER__) || __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
 #define EM_PAIR(first, second) (((uint32_t)(first) << 16) + (uint32_t)(second))
 #else
 #define EM_PAIR(first, second) ((uint32_t)(first) + ((uint32_t)(second) << 16))
+#endif
+/* Keeps a value in its register: compilers else replace a chain of additions by many values held at once. */
+#if defined(__GNUC__) || defined(__clang__)
+#define EM_KEEP(v) __asm__("" : "+r"(v))
+#else
+#define EM_KEEP(v) ((void)(v))
 #endif
 #endif
 
@@ -49,7 +60,8 @@
 #define EM_TOTAL EM_PASTE3(uint, EM_ACC_BITS, _t)
 #endif
 #define EM_ENTRY EM_PASTE3(uint, EM_ENTRY_BITS, _t)
-#define EM_ENTRIES (EM_TRITS == 5 ? 252 : 256)
+#define EM_BLOCKS (EM_TRITS == 5 ? 9 : 3)
+#define EM_ENTRIES (28 * EM_BLOCKS)
 /* A word is what the tables are written by: two entries of 16 bits, or one. */
 #if EM_ENTRY_BITS == 16
 #define EM_WORD uint32_t
@@ -64,110 +76,63 @@ typedef union EM_PASTE(EM_FUNCTION, _table) {
     EM_WORD word[EM_ENTRY_BITS == 16 ? EM_ENTRIES / 2 : EM_ENTRIES];
 } EM_PASTE(EM_FUNCTION, _table);
 
-#if EM_TRITS == 5
-/* Nine blocks of seven words, `stride` apart: the first is there, the others add 1 and 2 times d3, 3 and 6
- * times d4. */
-static void EM_PASTE(EM_FUNCTION, _spread)(EM_WORD* p, int32_t stride, EM_WORD d3, EM_WORD d4) {
-    EM_WORD a = p[0], b = p[1], c = p[2], d = p[3], e = p[4], f = p[5], g = p[6];
-    const EM_WORD back = d4 - d3 - d3;
-    for (int32_t n = 3; n > 0; --n) {
-        p[0] = a, p[1] = b, p[2] = c, p[3] = d, p[4] = e, p[5] = f, p[6] = g;
-        p += stride;
-        a += d3, b += d3, c += d3, d += d3, e += d3, f += d3, g += d3;
-        p[0] = a, p[1] = b, p[2] = c, p[3] = d, p[4] = e, p[5] = f, p[6] = g;
-        p += stride;
-        a += d3, b += d3, c += d3, d += d3, e += d3, f += d3, g += d3;
-        p[0] = a, p[1] = b, p[2] = c, p[3] = d, p[4] = e, p[5] = f, p[6] = g;
-        p += stride;
-        a += back, b += back, c += back, d += back, e += back, f += back, g += back;
-    }
+/* Writes the blocks of seven words, `stride` apart, that begin with `word`. */
+#if EM_THUMB && EM_ENTRY_BITS <= 32
+EM_INLINE EM_WORD* EM_PASTE(EM_FUNCTION, _blocks)(EM_WORD* p, const EM_WORD* word, EM_WORD step, EM_WORD back) {
+    return em_thumb_blocks(p, EM_BLOCKS, EM_ENTRY_BITS == 16 ? 0 : 7, word, step, back);
 }
+#else
+static EM_NOINLINE EM_WORD* EM_PASTE(EM_FUNCTION, _blocks)(EM_WORD* p, const EM_WORD* word, EM_WORD step,
+                                                           EM_WORD back) {
+    const int32_t stride = EM_ENTRY_BITS == 16 ? 7 : 14;
+    EM_WORD a = word[0], b = word[1], c = word[2], d = word[3], e = word[4], f = word[5], g = word[6];
+    for (int32_t n = 0; n < EM_BLOCKS; ++n, p += stride) {
+        const EM_WORD by = n == 2 || n == 5 ? back : step;
+        p[0] = a, p[1] = b, p[2] = c, p[3] = d, p[4] = e, p[5] = f, p[6] = g;
+        a += by, b += by, c += by, d += by, e += by, f += by, g += by;
+        EM_KEEP(a);
+        EM_KEEP(b);
+        EM_KEEP(c);
+        EM_KEEP(d);
+        EM_KEEP(e);
+        EM_KEEP(f);
+        EM_KEEP(g);
+    }
+    return p;
+}
+#endif
 
-static EM_NOINLINE void EM_PASTE(EM_FUNCTION, _fill)(EM_PASTE(EM_FUNCTION, _table) * table, const EM_IN* x) {
-    const EM_WORD x0 = (EM_WORD)x[0], x1 = (EM_WORD)x[1], x2 = (EM_WORD)x[2];
-    const EM_WORD x3 = (EM_WORD)x[3], x4 = (EM_WORD)x[4];
-    EM_WORD* const p = table->word;
+/* The tables of `count` groups. */
+static EM_NOINLINE void EM_PASTE(EM_FUNCTION, _fill)(EM_PASTE(EM_FUNCTION, _table) * table, const EM_IN* x,
+                                                     int32_t count) {
+    for (; count > 0; --count, ++table, x += EM_TRITS) {
+        const EM_WORD x0 = (EM_WORD)x[0], x1 = (EM_WORD)x[1], x2 = (EM_WORD)x[2];
+        const EM_WORD d1 = EM_BOTH(x1), d2 = EM_BOTH(x2), d3 = EM_BOTH((EM_WORD)x[3]);
+        const EM_WORD d4 = EM_BOTH((EM_WORD)(EM_TRITS == 5 ? x[EM_TRITS - 1] : 0));
+        const EM_WORD back = d4 - d3 - d3;
+        EM_WORD* const p = table->word;
 #if EM_ENTRY_BITS == 16
-    const EM_WORD v = (EM_WORD)EM_OFFSET - x0 - x1 - x2 - x3 - x4, v1 = v + x1, v2 = v1 + x1;
-    const EM_WORD u = v + x2, u1 = u + x1, u2 = u1 + x1;
-    const EM_WORD d2 = EM_BOTH(x2 + x2);
-    EM_WORD* const q = p + 63;
-    p[0] = EM_PAIR(v, v + x0);
-    p[1] = EM_PAIR(v + x0 + x0, v1);
-    p[2] = EM_PAIR(v1 + x0, v1 + x0 + x0);
-    p[3] = EM_PAIR(v2, v2 + x0);
-    p[4] = EM_PAIR(v2 + x0 + x0, u);
-    p[5] = EM_PAIR(u + x0, u + x0 + x0);
-    p[6] = EM_PAIR(u1, u1 + x0);
-    q[0] = EM_PAIR(u1 + x0 + x0, u2);
-    q[1] = EM_PAIR(u2 + x0, u2 + x0 + x0);
-    q[2] = p[0] + d2;
-    q[3] = p[1] + d2;
-    q[4] = p[2] + d2;
-    q[5] = p[3] + d2;
-    q[6] = EM_PAIR(v2 + x0 + x0, u) + d2;
-    EM_PASTE(EM_FUNCTION, _spread)(p, 7, EM_BOTH(x3), EM_BOTH(x4));
-    EM_PASTE(EM_FUNCTION, _spread)(q, 7, EM_BOTH(x3), EM_BOTH(x4));
+        const EM_WORD d0 = EM_BOTH(x0), v = EM_BOTH((EM_WORD)EM_OFFSET) - d0 - d1 - d2 - d3 - d4;
+        const EM_WORD a = v + EM_PAIR(0, x0), b = v + EM_PAIR(x0 + x0, x1), c = a + d0 + d1, d12 = d1 + d2;
+        const EM_WORD s = v + EM_PAIR(x0 + x0 + x1 + x1, x2);
+        const EM_WORD low[7] = {a, b, c, a + d1 + d1, s, c + d2 - d1, a + d12};
+        const EM_WORD high[7] = {b + d12, c + d12, a + d2 + d2, b + d2 + d2, c + d2 + d2, a + d12 + d12, b + d12 + d12};
+        (void)EM_PASTE(EM_FUNCTION, _blocks)(p, low, d3, back);
+        (void)EM_PASTE(EM_FUNCTION, _blocks)(p + EM_ENTRIES / 4, high, d3, back);
 #else
-    EM_WORD v = (EM_WORD)0 - x0 - x1 - x2 - x3 - x4;
-    for (int32_t c = 0; c < 28; c += 3) {
-        EM_WORD* const first = p + (c < 14 ? c : c + 112);
-        EM_WORD* const second = p + (c < 13 ? c + 1 : c + 113);
-        EM_WORD* const third = p + (c < 12 ? c + 2 : c + 114);
-        *first = v;
-        if (c < 27) {
-            *second = v + x0;
-            *third = v + x0 + x0;
-        }
-        v += c == 6 || c == 15 ? x2 - x1 - x1 : x1;
-    }
-    EM_PASTE(EM_FUNCTION, _spread)(p, 14, x3, x4);
-    EM_PASTE(EM_FUNCTION, _spread)(p + 7, 14, x3, x4);
-    EM_PASTE(EM_FUNCTION, _spread)(p + 126, 14, x3, x4);
-    EM_PASTE(EM_FUNCTION, _spread)(p + 133, 14, x3, x4);
+        const EM_WORD u = (EM_WORD)0 - x0 - d1 - d2 - d3 - d4, u1 = u + x1, u2 = u1 + x1, xx = x0 + x0;
+        const EM_WORD v = u + x2, v1 = u1 + x2, v2 = u2 + x2, w = v + x2, w1 = v1 + x2, w2 = v2 + x2;
+        const EM_WORD first[7] = {u, u + x0, u + xx, u1, u1 + x0, u1 + xx, u2};
+        const EM_WORD second[7] = {u2 + x0, u2 + xx, v, v + x0, v + xx, v1, v1 + x0};
+        const EM_WORD third[7] = {v1 + xx, v2, v2 + x0, v2 + xx, w, w + x0, w + xx};
+        const EM_WORD fourth[7] = {w1, w1 + x0, w1 + xx, w2, w2 + x0, w2 + xx, w2};
+        (void)EM_PASTE(EM_FUNCTION, _blocks)(p, first, d3, back);
+        (void)EM_PASTE(EM_FUNCTION, _blocks)(p + 7, second, d3, back);
+        (void)EM_PASTE(EM_FUNCTION, _blocks)(p + EM_ENTRIES / 2, third, d3, back);
+        (void)EM_PASTE(EM_FUNCTION, _blocks)(p + EM_ENTRIES / 2 + 7, fourth, d3, back);
 #endif
+    }
 }
-#else
-/* A code of 2 bits is 0, 1 or 3 (-1): steps of +x, then -2x. */
-static EM_NOINLINE void EM_PASTE(EM_FUNCTION, _fill)(EM_PASTE(EM_FUNCTION, _table) * table, const EM_IN* x) {
-    const EM_WORD x0 = (EM_WORD)x[0], x1 = (EM_WORD)x[1], x2 = EM_BOTH((EM_WORD)x[2]), x3 = EM_BOTH((EM_WORD)x[3]);
-    EM_WORD* p = table->word;
-#if EM_ENTRY_BITS == 16
-    const EM_WORD zero = (EM_WORD)EM_OFFSET;
-    const EM_WORD d1 = EM_BOTH(x1);
-    EM_WORD a = EM_PAIR(zero, zero + x0), b = EM_PAIR(zero, zero - x0);
-    EM_WORD c = a + d1, d = b + d1, e = a - d1, f = b - d1;
-    for (int32_t n = 0; n < 3; ++n) {
-        p[0] = a, p[1] = b, p[2] = c, p[3] = d, p[6] = e, p[7] = f;
-        a += x2, b += x2, c += x2, d += x2, e += x2, f += x2;
-        p[8] = a, p[9] = b, p[10] = c, p[11] = d, p[14] = e, p[15] = f;
-        a -= x2 + x2, b -= x2 + x2, c -= x2 + x2, d -= x2 + x2, e -= x2 + x2, f -= x2 + x2;
-        p[24] = a, p[25] = b, p[26] = c, p[27] = d, p[30] = e, p[31] = f;
-        const EM_WORD step = n == 0 ? x2 + x3 : x2 - x3 - x3;
-        a += step, b += step, c += step, d += step, e += step, f += step;
-        p += n == 0 ? 32 : 64;
-    }
-#else
-    EM_WORD v = 0;
-    for (int32_t n = 0; n < 3; ++n) {
-        EM_WORD a = v, b = v + x0, c = v - x0;
-        EM_WORD* q = p;
-        for (int32_t m = 0; m < 3; ++m) {
-            q[0] = a, q[1] = b, q[3] = c;
-            a += x2, b += x2, c += x2;
-            q[16] = a, q[17] = b, q[19] = c;
-            a -= x2 + x2, b -= x2 + x2, c -= x2 + x2;
-            q[48] = a, q[49] = b, q[51] = c;
-            const EM_WORD step = m == 0 ? x2 + x3 : x2 - x3 - x3;
-            a += step, b += step, c += step;
-            q += m == 0 ? 64 : 128;
-        }
-        v += n == 0 ? x1 : (EM_WORD)0 - x1 - x1;
-        p += n == 0 ? 4 : 8;
-    }
-#endif
-}
-#endif
 
 #define EM_AT(k) t##k[w[(k)]]
 #define EM_TABLE(k) const EM_ENTRY* const t##k = table[(k)].entry
@@ -194,7 +159,10 @@ static EM_NOINLINE void EM_PASTE(EM_FUNCTION, _fill)(EM_PASTE(EM_FUNCTION, _tabl
 EM_ADD(_add1, 1, EM_TABLE(0), EM_AT(0))
 EM_ADD(_add2, 2, EM_TABLE(0); EM_TABLE(1), (EM_TOTAL)((EM_TOTAL)EM_AT(0) + EM_AT(1)))
 EM_ADD(_add4, 4, EM_TABLE(0); EM_TABLE(1); EM_TABLE(2); EM_TABLE(3), EM_FOUR)
-#if EM_TABLES == 8
+#if EM_THUMB && EM_TABLES == 8 && EM_ENTRY_BITS <= 32 && (EM_LANES == 2 || EM_ACC_BITS == 32)
+#define EM_ADD_EIGHT EM_PASTE(em_thumb_add8_, EM_PASTE3(EM_TRITS, x, EM_ENTRY_BITS))
+#elif EM_TABLES == 8
+#define EM_ADD_EIGHT EM_PASTE(EM_FUNCTION, _add8)
 EM_ADD(_add8, 8, EM_TABLE(0); EM_TABLE(1); EM_TABLE(2); EM_TABLE(3); EM_TABLE(4); EM_TABLE(5); EM_TABLE(6); EM_TABLE(7), EM_EIGHT)
 #endif
 #undef EM_AT
@@ -221,7 +189,7 @@ static EM_PASTE(EM_FUNCTION, _space) EM_PASTE(EM_FUNCTION, _divide)(void* scratc
 
 /* space->sums of `outputs` outputs of a row of inputs. */
 static void EM_PASTE(EM_FUNCTION, _sums)(const EM_PASTE(EM_FUNCTION, _space) * space, const EM_IN* x, int32_t length,
-                                         const uint8_t* w, int32_t outputs) {
+                                         const uint8_t* w, const EM_B* bias, int32_t outputs) {
     int32_t groups = (length + EM_TRITS - 1) / EM_TRITS;
     EM_TOTAL start = 0;
     if (EM_ENTRY_BITS == 16) {
@@ -229,21 +197,31 @@ static void EM_PASTE(EM_FUNCTION, _sums)(const EM_PASTE(EM_FUNCTION, _space) * s
             start -= (EM_TOTAL)EM_OFFSET;
         }
     }
-    for (int32_t o = 0; o < outputs; ++o) {
-        space->sums[o] = start;
+    if (EM_LANES == 1 && bias != NULL) {
+        for (int32_t o = 0; o < outputs; ++o) {
+            space->sums[o] = start + (EM_TOTAL)(EM_ACC)bias[o];
+        }
+    } else {
+        for (int32_t o = 0; o < outputs; ++o) {
+            space->sums[o] = start;
+        }
     }
     while (groups > 0) {
         const int32_t pass = groups >= EM_TABLES ? EM_TABLES : groups >= 4 ? 4 : groups >= 2 ? 2 : 1;
-        for (int32_t i = 0; i < pass; ++i, x += EM_TRITS, length -= EM_TRITS) {
+        const int32_t whole = length >= pass * EM_TRITS ? pass : pass - 1;
+        EM_PASTE(EM_FUNCTION, _fill)(space->table, x, whole);
+        x += whole * EM_TRITS;
+        length -= whole * EM_TRITS;
+        if (whole < pass) {
             EM_IN last[EM_TRITS] = {0};
-            for (int32_t k = 0; length < EM_TRITS && k < length; ++k) {
+            for (int32_t k = 0; k < length; ++k) {
                 last[k] = x[k];
             }
-            EM_PASTE(EM_FUNCTION, _fill)(space->table + i, length < EM_TRITS ? last : x);
+            EM_PASTE(EM_FUNCTION, _fill)(space->table + whole, last, 1);
         }
 #if EM_TABLES == 8
         if (pass == 8) {
-            EM_PASTE(EM_FUNCTION, _add8)(space->sums, space->table, w, outputs);
+            EM_ADD_EIGHT(space->sums, space->table, w, outputs);
         } else
 #endif
             if (pass == 4) {
@@ -260,20 +238,22 @@ static void EM_PASTE(EM_FUNCTION, _sums)(const EM_PASTE(EM_FUNCTION, _space) * s
     }
 }
 
-/* The results first .. first+count-1 of one row, or with two lanes of the rows of y and z. */
+/* The results first .. first+count-1 of one row, or with two lanes (whose sums are without bias) of those of y
+ * and z. */
 static void EM_PASTE(EM_FUNCTION, _results)(const EM_TOTAL* sums, const EM_B* bias, const em_epilogue* epilogue,
                                             int32_t first, int32_t count, EM_Y* y, EM_Y* z) {
     EM_EPILOGUE_BEGIN(epilogue);
     for (int32_t i = 0, o = first; i < count; ++i, ++o) {
-        const EM_PASTE3(uint, EM_ACC_BITS, _t) start = bias != NULL ? (EM_PASTE3(uint, EM_ACC_BITS, _t))(EM_ACC)bias[o] : 0;
 #if EM_LANES == 2
+        const EM_ACC start = bias != NULL ? (EM_ACC)bias[o] : 0;
         const int32_t low = (int16_t)(uint16_t)(sums[i] & 0xffffu);
         const int32_t high = (int16_t)(uint16_t)((sums[i] - (uint32_t)low) >> 16);
-        z[o] = EM_RESULT((EM_ACC)(start + (EM_PASTE3(uint, EM_ACC_BITS, _t))(EM_ACC)high), o);
-        y[o] = EM_RESULT((EM_ACC)(start + (EM_PASTE3(uint, EM_ACC_BITS, _t))(EM_ACC)low), o);
+        z[o] = EM_RESULT(start + (EM_ACC)high, o);
+        y[o] = EM_RESULT(start + (EM_ACC)low, o);
 #else
+        (void)bias;
         (void)z;
-        y[o] = EM_RESULT((EM_ACC)(start + sums[i]), o);
+        y[o] = EM_RESULT((EM_ACC)sums[i], o);
 #endif
     }
 }

@@ -10,3 +10,5 @@
 #undef EM_ENTRIES
 #undef EM_WORD
 #undef EM_BOTH
+#undef EM_BLOCKS
+#undef EM_ADD_EIGHT

@@ -2,7 +2,7 @@
  * macros EM_TRITS EM_LANES EM_ENTRY_BITS EM_OFFSET EM_TABLES and the layout of the weights).
  * EM_W is uint8_t. EM_X EM_B EM_ACC_BITS EM_Y, epilogue macros.
  *
- * scratch: aligned to 8 bytes; EM_TABLES tables of 252 (EM_TRITS 5) or 256 entries, one sum for each output,
+ * scratch: aligned to 8 bytes; EM_TABLES tables of 84 (EM_TRITS 4) or 252 entries, one sum for each output,
  * with two lanes in_features words more. */
 #ifndef EM_W
 #define EM_W uint8_t
@@ -31,7 +31,7 @@ void EM_FUNCTION(const em_linear_params* p, const EM_X* x, const EM_W* weight, c
 #else
         const EM_IN* const from = x;
 #endif
-        EM_PASTE(EM_FUNCTION, _sums)(&space, from, p->in_features, weight, p->out_features);
+        EM_PASTE(EM_FUNCTION, _sums)(&space, from, p->in_features, weight, given, p->out_features);
         EM_PASTE(EM_FUNCTION, _results)(space.sums, given, epilogue, 0, p->out_features, y, next);
         for (int32_t lane = 0; lane < EM_LANES; ++lane, x += p->in_features, y += p->out_features) {
         }
