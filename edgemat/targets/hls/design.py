@@ -34,6 +34,7 @@ class Design:
         network: the native steps.
         inputs: channels of the input ports, in the order of the network's inputs.
         outputs: channels of the output ports.
+        states: for each recurrent state the array a step reads and the one it writes.
         processes: calls in order.
         channels: channels inside the region.
         dataflow: whether the calls run at the same time.
@@ -44,6 +45,7 @@ class Design:
     network: Network
     inputs: list[Channel] = field(default_factory=list)
     outputs: list[Channel] = field(default_factory=list)
+    states: list[tuple[Channel, Channel]] = field(default_factory=list)
     processes: list[Process] = field(default_factory=list)
     channels: list[Channel] = field(default_factory=list)
     dataflow: bool = True
@@ -101,11 +103,12 @@ class _Builder:
             for x in step.inputs:
                 if x.values is None:
                     self.readers[self.root(x.name)] = self.readers.get(self.root(x.name), 0) + 1
-        for y in network.outputs:
+        leaving = [*network.outputs, *(state.written for state in network.states)]
+        for y in leaving:
             self.readers[self.root(y.name)] = self.readers.get(self.root(y.name), 0) + 1
         self.waiting: dict[str, list[Channel]] = {}
         self.outputs_of: dict[str, list[int]] = {}
-        for index, y in enumerate(network.outputs):
+        for index, y in enumerate(leaving):
             self.outputs_of.setdefault(self.root(y.name), []).append(index)
 
     @property
@@ -128,19 +131,32 @@ class _Builder:
             design.inputs.append(self.port(tensor, name, "input"))
         for tensor, name in zip(self.network.outputs, output_names, strict=True):
             design.outputs.append(self.port(tensor, name, "output"))
+        for state in self.network.states:
+            read = self.port(state.read, f"state {state.name}", "input")
+            design.states.append((read, self.port(state.written, f"next {state.name}", "output")))
         # What the region writes: the port itself, or a channel that a last process hands on.
         self.results = list(design.outputs)
         self.leaving: list[tuple[Channel, Channel]] = []
         if self.adapted:
             self.results = [self.channel(channel.tensor, channel.tensor.name) for channel in design.outputs]
             self.leaving = list(zip(self.results, design.outputs, strict=True))
+        for _, written in design.states:
+            inner = self.channel(written.tensor, f"{written.name} beats") if self.stream else written
+            self.results.append(inner)
         for tensor, channel in zip(self.network.inputs, design.inputs, strict=True):
             narrow = not design.dataflow and tensor.format.widths is not None
             self.provide(self.root(tensor.name), self.narrow(channel) if narrow else self.enter(channel))
+        for state, (channel, _) in zip(self.network.states, design.states, strict=True):
+            narrow = not design.dataflow and state.read.format.widths is not None
+            entered = self.enter_memory(channel) if self.stream else self.narrow(channel) if narrow else channel
+            self.provide(self.root(state.read.name), entered)
         for step in self.steps:
             self.step(step)
         for inner, channel in self.leaving:
             self.leave(inner, channel)
+        for (_, written), inner in zip(design.states, self.results[len(design.outputs) :], strict=True):
+            if self.stream:
+                self.leave_memory(inner, written)
         if self.stream:
             depths = fifo_depths(design.processes)
             for channel in design.channels:
@@ -211,8 +227,11 @@ class _Builder:
         """The channel behind an input port."""
         if not self.adapted:
             return port
+        return self.enter_memory(port, self.plan.port_kind == "memory")
+
+    def enter_memory(self, port: Channel, memory: bool = True) -> Channel:
+        """The channel behind an array, or behind a port of words that a process takes apart."""
         inner = self.channel(port.tensor, port.tensor.name)
-        memory = self.plan.port_kind == "memory"
         function = "load" if memory else "unpack"
         self.design.processes.append(
             Process(
@@ -229,7 +248,10 @@ class _Builder:
 
     def leave(self, inner: Channel, port: Channel) -> None:
         """The last process in front of an output port."""
-        memory = self.plan.port_kind == "memory"
+        self.leave_memory(inner, port, self.plan.port_kind == "memory")
+
+    def leave_memory(self, inner: Channel, port: Channel, memory: bool = True) -> None:
+        """The last process in front of an array, or of a port of words that it puts together."""
         function = "store" if memory else "pack"
         self.design.processes.append(
             Process(

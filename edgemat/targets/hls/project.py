@@ -14,6 +14,8 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 import edgemat
 from edgemat.errors import EdgematError
 from edgemat.targets.destination import write_project
@@ -50,6 +52,21 @@ class PortText:
     fracs: str
     frac_count: int
     widths: str
+
+
+@dataclass(frozen=True)
+class StateText:
+    """A recurrent state of the top function: a static array, and the array that a step writes."""
+
+    name: str
+    next: str
+    element: str
+    size: int
+    lanes: int
+    shape: str
+    format: str
+    pragmas: tuple[str, ...]
+    next_pragmas: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -117,11 +134,21 @@ class Project:
         self.inputs = tuple(self._port(c, i, len(design.inputs)) for i, c in enumerate(design.inputs))
         self.outputs = tuple(self._port(c, i, len(design.outputs)) for i, c in enumerate(design.outputs))
         self.ports = self.inputs + self.outputs
-        self.input_size = sum(p.size for p in self.inputs)
+        self.states = tuple(self._state(read, written) for read, written in design.states)
+        self.input_size = sum(p.size for p in self.inputs) + bool(self.states)
         self.output_size = sum(p.size for p in self.outputs)
         self.arguments = ", ".join(p.name for p in self.ports)
-        self.signature = ", ".join(self._parameter(p) for p in self.ports)
+        parameters = [self._parameter(p) for p in self.ports]
+        self.signature = ", ".join(parameters)
+        if self.states:
+            arrays = [f"const {s.element} {s.name}[{s.size}], {s.element} {s.next}[{s.size}]" for s in self.states]
+            self.step_signature = ", ".join([*parameters, *arrays])
+            names = [p.name for p in self.ports]
+            self.step_arguments = ", ".join([*names, *(f"{s.name}, {s.next}" for s in self.states)])
+            self.signature = f"bool reset, {self.signature}"
+            self.arguments = f"reset, {self.arguments}"
         self.pragmas = tuple(self._top_pragmas())
+        self.region_pragma = "DATAFLOW" if self.dataflow else "PIPELINE II=1"
         self.channels = tuple(self._channel(c) for c in design.channels)
         traced = [c for p in design.processes for c in p.traced]
         self.calls = tuple(
@@ -129,7 +156,7 @@ class Project:
         )
         self.trace_channels = traced
         headers = sorted({p.header for p in design.processes})
-        self.includes = ["dataflow", *headers]
+        self.includes = ["dataflow", *headers, *(["state"] if self.states else [])]
         with_last = self.port_kind == "axis_last"
         self.top_includes = ["<hls_stream.h>", '"edgemat/types.hpp"'] if self.stream_ports else ['"edgemat/types.hpp"']
         self.top_includes += ['"edgemat/axis.hpp"'] if with_last else []
@@ -184,18 +211,37 @@ class Project:
                 lines.append(f"INTERFACE mode=ap_vld port={channel.name}")
             else:
                 lines.append(f"INTERFACE mode=ap_memory port={channel.name}")
-        lines.append("DATAFLOW" if self.dataflow else "PIPELINE II=1")
+        if self.states:
+            lines.append("INTERFACE mode=ap_none port=reset")
         return lines
+
+    def _state(self, read: Channel, written: Channel) -> StateText:
+        tensor = read.tensor
+        lanes = read.size if not self.dataflow and read.size <= COMPLETE_ELEMENTS else tensor.shape[-1]
+        fmt = tensor.format
+        return StateText(
+            read.name,
+            written.name,
+            read.element,
+            read.size,
+            lanes,
+            "x".join(map(str, tensor.shape)),
+            str(fmt) if len(fmt.fracs) <= 8 else f"{fmt.width} bits, a binary point per channel",
+            (self._array_pragma(read),),
+            (self._array_pragma(written),),
+        )
+
+    @staticmethod
+    def _array_pragma(channel: Channel) -> str:
+        if channel.size <= COMPLETE_ELEMENTS:
+            return f"ARRAY_PARTITION variable={channel.name} type=complete dim=0"
+        return f"ARRAY_RESHAPE variable={channel.name} type=cyclic factor={channel.tensor.shape[-1]} dim=1"
 
     def _channel(self, channel: Channel) -> ChannelText:
         if self.stream:
             kind = f"hls::stream<edgemat::vec<{channel.element}, {channel.lanes}>, {channel.depth}>"
             return ChannelText(f'{kind} {channel.name}("{channel.name}")', ())
-        declaration = f"{channel.element} {channel.name}[{channel.size}]"
-        if channel.size <= COMPLETE_ELEMENTS:
-            return ChannelText(declaration, (f"ARRAY_PARTITION variable={channel.name} type=complete dim=0",))
-        factor = channel.tensor.shape[-1]
-        return ChannelText(declaration, (f"ARRAY_RESHAPE variable={channel.name} type=cyclic factor={factor} dim=1",))
+        return ChannelText(f"{channel.element} {channel.name}[{channel.size}]", (self._array_pragma(channel),))
 
     @staticmethod
     def _array(array: ConstantArray) -> ArrayText:
@@ -232,7 +278,8 @@ class Project:
             contents[f"sim/{name}"] = library().joinpath("sim", name).read_bytes()
         if vectors:
             codes, expected = sample_vectors(self.design.network)
-            contents["vectors/inputs.bin"] = encode(self.design.network.inputs, codes)
+            resets = np.arange(len(next(iter(codes.values())))) == 0 if self.states else None
+            contents["vectors/inputs.bin"] = encode(self.design.network.inputs, codes, resets)
             contents["vectors/expected.bin"] = encode(self.design.network.outputs, expected)
         return contents
 

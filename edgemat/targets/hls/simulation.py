@@ -19,6 +19,7 @@ from edgemat.targets.destination import write_files
 from edgemat.targets.hls.plan import Plan
 from edgemat.targets.hls.project import Project, project
 from edgemat.targets.hls.vectors import decode, encode
+from edgemat.targets.sequences import by_step, in_order, resets_of
 
 STRICT = ("-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-Wno-uninitialized", "-Wno-maybe-uninitialized")
 SANITIZE = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g")
@@ -97,14 +98,21 @@ class Simulation:
             self.close()
             raise
 
-    def run(self, codes: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def run_sequence(self, codes: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """`run` for sequences: codes ``[T, N, *shape]`` in and out, N sequences of T steps."""
+        flat, resets = in_order(codes)
+        return by_step(self.run(flat, resets), next(iter(codes.values())).shape[0])
+
+    def run(self, codes: Mapping[str, np.ndarray], resets: np.ndarray | None = None) -> dict[str, np.ndarray]:
         """Run samples back to back.
 
         Args:
             codes: int64 codes ``[N, *shape]`` of every input, by code-tensor name.
+            resets: bool ``[N]``, for models with states: which samples begin a sequence; by default each does.
 
         Returns:
-            int64 codes of the outputs (with ``trace``: of every tensor) by graph tensor name.
+            int64 codes of the outputs (with ``trace``: of every tensor, and what the states hold then by
+            `State.output`) by graph tensor name.
 
         Raises:
             DeadlockError: with threads, all processes wait.
@@ -114,7 +122,9 @@ class Simulation:
         traces = self.folder / "traces"
         arguments = [str(self.program), str(self.folder / "inputs.bin"), str(self.folder / "outputs.bin")]
         try:
-            (self.folder / "inputs.bin").write_bytes(encode(network.inputs, codes))
+            (self.folder / "inputs.bin").write_bytes(
+                encode(network.inputs, codes, resets_of(codes, resets) if network.states else None)
+            )
             traces.mkdir(exist_ok=True)
             environment = {**os.environ, "EDGEMAT_TRACE_FOLDER": str(traces)}
             done = toolchain.finish(arguments, timeout_s=_RUN_TIMEOUT_S, env=environment)
@@ -132,6 +142,8 @@ class Simulation:
             for channel in self.project.trace_channels:
                 data = (traces / f"{channel.name}.bin").read_bytes()
                 found |= decode([channel.tensor], data)
+            for text, state in zip(self.project.states, network.states, strict=True):
+                found |= decode([state.held], (traces / f"{text.name}.bin").read_bytes())
         return found | decode(network.outputs, (self.folder / "outputs.bin").read_bytes())
 
     def close(self) -> None:
