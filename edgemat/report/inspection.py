@@ -11,11 +11,13 @@ import onnx_ir as ir
 from edgemat.errors import UnsupportedOpError
 from edgemat.lower.graph import Graph
 from edgemat.lower.reader import read
+from edgemat.lower.states import State
 from edgemat.lower.writer import FORMAT_VERSION
 from edgemat.op import Call, Tensor
 from edgemat.report.carrier import carriers, reach_bits
-from edgemat.report.nodes import Edge, NodeReport
+from edgemat.report.nodes import Edge, NodeReport, StateReport
 from edgemat.report.targets import TargetCost, target_cost
+from edgemat.targets.mcu.storage import size_of, storage
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -36,6 +38,7 @@ class Inspection:
         outputs: code tensors before the output dequantisers.
         nodes: operators in topological order.
         target: modelled cost of a target, or None.
+        states: recurrent states that the model keeps between steps.
     """
 
     model: str
@@ -43,6 +46,7 @@ class Inspection:
     outputs: tuple[Edge, ...]
     nodes: tuple[NodeReport, ...]
     target: TargetCost | None = field(default=None)
+    states: tuple[StateReport, ...] = ()
 
     @property
     def proved(self) -> bool:
@@ -71,6 +75,7 @@ class Inspection:
         made: dict[str, Any] = {"model": self.model, "format_version": FORMAT_VERSION}
         made["inputs"] = [_plain(asdict(edge)) for edge in self.inputs]
         made["outputs"] = [_plain(asdict(edge)) for edge in self.outputs]
+        made["states"] = [_plain(asdict(state)) for state in self.states]
         made["nodes"] = [_plain(asdict(node)) for node in self.nodes]
         made["totals"] = self.totals
         made["overflow"] = self.overflow
@@ -82,7 +87,7 @@ class Inspection:
         from edgemat.report.tables import inspection_tables
 
         return inspection_tables(
-            self.model, (*self.inputs, *self.outputs), self.nodes, self.totals, self.overflow, self.target
+            self.model, (*self.inputs, *self.outputs), self.nodes, self.totals, self.overflow, self.target, self.states
         )
 
 
@@ -111,6 +116,18 @@ def inspect(path: str | os.PathLike[str] | Graph, target: str | None = None) -> 
         tuple(_edge(graph.tensors[name]) for name in graph.outputs),
         tuple(_node(call, functions[overloads[call.outputs[0]]]) for call in graph.nodes),
         None if target is None else target_cost(graph, target),
+        tuple(_state(state) for state in graph.states),
+    )
+
+
+def _state(state: State) -> StateReport:
+    element_bytes = size_of(storage(state.format))
+    return StateReport(
+        state.name,
+        state.shape,
+        str(state.format),
+        state.size * state.format.storage_width,
+        state.size * element_bytes,
     )
 
 

@@ -58,3 +58,14 @@ class NodeReport:
     accumulator: int = 0
     needed_bits: int = 0
     ebops: int = 0
+
+
+@dataclass(frozen=True)
+class StateReport:
+    """A recurrent state: its name, shape of one sample, format, bits in all, and bytes the C library keeps."""
+
+    name: str
+    shape: tuple[int, ...]
+    format: str
+    bits: int
+    c_bytes: int

@@ -12,7 +12,7 @@ from rich.text import Text
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from edgemat.report.nodes import Edge, NodeReport
+    from edgemat.report.nodes import Edge, NodeReport, StateReport
     from edgemat.report.targets import TargetCost
 
 
@@ -27,8 +27,9 @@ def inspection_tables(
     totals: Mapping[str, int],
     overflow: Mapping[str, Any],
     target: TargetCost | None,
+    states: Sequence[StateReport] = (),
 ) -> RenderableType:
-    """Ports, nodes, the proof and, if asked for, a target's cost (the parts of an `Inspection`)."""
+    """Ports, states, nodes, the proof and, if asked for, a target's cost (the parts of an `Inspection`)."""
     ports = _table("inputs and outputs", "tensor", "shape", "format", "codes")
     for edge in edges:
         _row(ports, edge.name, _shape(edge), _format(edge), _interval(edge.range))
@@ -45,6 +46,12 @@ def inspection_tables(
         *(f"{totals[key]:,}" for key in ("multiplies", "additions", "shift_adds", "weight_bits", "ebops")),
     )
     parts: list[RenderableType] = [ports, nodes, _proof(overflow)]
+    if states:
+        kept = _table("recurrent states", "state", "shape", "format", "bits", "C bytes")
+        for state in states:
+            shape = "x".join(map(str, state.shape))
+            _row(kept, state.name, shape, state.format, f"{state.bits:,}", f"{state.c_bytes:,}")
+        parts.insert(1, kept)
     if target is not None:
         parts.append(_target(target))
     return Group(*parts)
