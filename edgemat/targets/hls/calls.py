@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -18,8 +19,9 @@ from edgemat.targets.hls.config import (
     common_lanes,
 )
 from edgemat.targets.hls.digits import COMPILER_KHOT, shift_adds, store_digits
-from edgemat.targets.hls.plan import Plan, folding
+from edgemat.targets.hls.plan import Plan, PlanError, folding
 from edgemat.targets.hls.process import BeatConcat, Blocks, Channel, Lockstep, Pattern, Process, Repeat, Window
+from edgemat.targets.hls.ternary import TernaryUnit
 from edgemat.targets.layout import Step
 
 
@@ -42,6 +44,14 @@ class CallMaker:
         self.fold, self.multipliers = 1, 0
         self.compiled = plan.products == "compiler"
         self.shift_adds = 0
+        self.unit: TernaryUnit | None = None
+        if step.params.get("ternary"):
+            self.unit = TernaryUnit(plan, step)
+        elif self.choice.weights or self.choice.packing:
+            raise PlanError(
+                f"the plan states weights or packing of node {step.name!r}, whose weights are not ternary; leave them "
+                "out or give it weights of fixed<2,...,SAT_SYM>"
+            )
 
     def make(self, sources: Sequence[Channel | None], constants: dict[int, ConstantArray], result: Channel) -> Process:
         """The process that carries out the step.
@@ -65,15 +75,13 @@ class CallMaker:
         if stem in DOTS:
             weight = self.step.arrays["weight"].reshape(self.step.arrays["weight"].shape[0], -1)
             bias = self.step.arrays.get("bias", np.zeros(len(weight), np.int64))
-            weight = self.product(weight)
-            self.builder.typedef("weight_t", self.builder.array("weight", weight).element)
+            if self.unit is None:
+                self.dense(weight)
+            else:
+                self.unit.fill(self.builder)
+                self.fold = self.unit.cycles
             self.builder.typedef("bias_t", self.builder.array("bias", bias.reshape(-1)).element)
-            pe, simd = folding(*weight.shape, self.choice, self.step.name)
-            self.builder.constant("pe", pe)
-            self.builder.constant("simd", simd)
-            self.fold = (weight.shape[0] // pe) * (weight.shape[1] // simd)
-            self.multipliers = 0 if p.get("bipolar") or self.khot else pe * simd
-            self.builder.parameters(p, ("has_bias", "pad_bottom", "pad_right", "bipolar", "khot"))
+            self.builder.parameters(p, ("has_bias", "pad_bottom", "pad_right", "bipolar", "ternary", "khot"))
         elif stem in POOLS:
             self.builder.parameters(p, () if stem == "average_pool" else ("pad_bottom", "pad_right"))
             if stem == "average_pool":
@@ -103,6 +111,17 @@ class CallMaker:
                 self.builder.constant("simd", simd)
                 self.fold = p["k"] // simd
                 self.multipliers = simd
+
+    def dense(self, weight: np.ndarray) -> None:
+        """Weights in an array of codes, signs or digits, `pe` rows of `simd` of them a cycle."""
+        weight = self.product(weight)
+        self.builder.typedef("weight_t", self.builder.array("weight", weight).element)
+        outputs, depth = weight.shape
+        pe, simd = folding(outputs, depth, self.choice, self.step.name)
+        self.builder.constant("pe", pe)
+        self.builder.constant("simd", simd)
+        self.fold = (outputs // pe) * (depth // simd)
+        self.multipliers = 0 if self.step.params.get("bipolar") or self.khot else pe * simd
 
     def product(self, weight: np.ndarray) -> np.ndarray:
         """States how products are formed; returns the weights as they are stored for that (signs: 1 for -1)."""
@@ -197,7 +216,12 @@ class CallMaker:
         elif self.step.stem in (*HELD, "concat"):
             cycles = self.builder.y.size
         pattern = Blocks((0,) * len(present), 0, 1, cycles)
-        return self.process(self.step.stem, arguments, present, result, pattern)
+        return self.process(self.function, arguments, present, result, pattern)
+
+    @property
+    def function(self) -> str:
+        """The template that carries out the step on arrays."""
+        return self.step.stem if self.unit is None else f"{self.step.stem}_ternary"
 
     def stream_process(
         self,
@@ -212,7 +236,7 @@ class CallMaker:
                 self.builder.constant(f"x{i}_lanes", source.lanes)
         self.builder.constant("y_lanes", result.lanes)
         arguments = [*(c.name for c in present), result.name]
-        function = f"{stem}_stream"
+        function = f"{self.function}_stream"
         pattern: Pattern
         if stem == "linear":
             arguments += self.weights()
@@ -270,11 +294,22 @@ class CallMaker:
         if self.step.stem in ("mul", "affine", "prelu"):
             multipliers = 0 if self.khot else result.lanes if self.stream else self.unroll()
             macs = 0 if self.khot else self.builder.y.size
+        held = self.buffer_bits(pattern) if self.stream else 0
+        ternary: dict[str, Any] = {}
+        if self.unit is not None:
+            template = f", edgemat::{self.unit.name}"
+            memory = self.unit.memory
+            adders, luts = self.unit.adders(self.builder.acc_width)
+            ternary = {"memory": memory, "adders": adders, "adder_luts": luts}
+            if memory is not None and self.unit.storage == "uram":
+                held += 8 * memory.contents.size
+            elif memory is not None:
+                ternary["memory_bytes"] = self.pixels() * memory.contents.size
         return Process(
             self.builder.name,
             f"edgemat::{function}<parameters::{config.name}{template}>",
             tuple(arguments),
-            self.step.stem,
+            self.function if self.step.stem in DOTS else self.step.stem,
             tuple(sources),
             (result,),
             pattern,
@@ -283,12 +318,15 @@ class CallMaker:
             tuple(self.builder.arrays.values()),
             multipliers,
             macs,
-            self.buffer_bits(pattern) if self.stream else 0,
+            held,
             shift_adds=self.shift_adds,
+            **ternary,
         )
 
     def weights(self) -> list[str]:
-        return [f"parameters::{self.builder.arrays[key].name}" for key in ("weight", "bias")]
+        arrays = self.builder.arrays
+        found = [f"parameters::{arrays[key].name}" for key in ("weight", "bias") if key in arrays]
+        return found if self.unit is None or self.unit.memory is None else [self.unit.memory.name, *found]
 
     def window(self, source: Channel, result: Channel) -> Window | Blocks:
         p = self.step.params

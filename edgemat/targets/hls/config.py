@@ -43,13 +43,17 @@ class Config:
 
 @dataclass(frozen=True)
 class ConstantArray:
-    """A constant array in ROM: its C++ element type, extents and rows of literals."""
+    """A constant array in ROM: its C++ element type, extents and rows of literals.
+
+    `width` is 0 where the array takes no memory, because its entries are constants of an unrolled structure.
+    """
 
     name: str
     element: str
     extents: str
     values: np.ndarray
     width: int
+    qualifier: str = "const"
 
     @property
     def bits(self) -> int:

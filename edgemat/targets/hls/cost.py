@@ -36,6 +36,9 @@ class ProcessCost:
         memory_bits: constants, line buffers and held samples.
         fifo_depths: beats of each FIFO it writes, by channel.
         fifo_bits: bits of those FIFOs.
+        adders: adders and subtracters of ternary sums.
+        adder_luts: LUTs of six inputs in those, one per bit, with the decoding of packed weights.
+        memory_bytes: bytes read from an external memory of weights per sample.
     """
 
     node: str
@@ -48,6 +51,9 @@ class ProcessCost:
     memory_bits: int
     fifo_depths: dict[str, int]
     fifo_bits: int
+    adders: int
+    adder_luts: int
+    memory_bytes: int
 
 
 @dataclass(frozen=True)
@@ -67,6 +73,9 @@ class DesignCost:
     shift_adds: int
     memory_bits: int
     fifo_bits: int
+    adders: int
+    adder_luts: int
+    memory_bytes: int
     processes: tuple[ProcessCost, ...]
 
     def to_dict(self) -> dict[str, Any]:
@@ -108,6 +117,9 @@ def design_cost(design: Design) -> DesignCost:
         sum(c.shift_adds for c in costs),
         sum(c.memory_bits for c in costs),
         sum(c.fifo_bits for c in costs),
+        sum(c.adders for c in costs),
+        sum(c.adder_luts for c in costs),
+        sum(c.memory_bytes for c in costs),
         tuple(costs),
     )
 
@@ -127,6 +139,9 @@ def _process_cost(design: Design, process: Process) -> ProcessCost:
         sum(a.bits for a in process.arrays) + process.buffer_bits + arrays,
         {c.name: c.depth for c in inner},
         sum(c.depth * c.width for c in inner),
+        process.adders,
+        process.adder_luts,
+        process.memory_bytes,
     )
 
 

@@ -16,6 +16,7 @@ from edgemat.targets.hls.config import BINARY, UNARY, ConstantArray, code_type, 
 from edgemat.targets.hls.depths import fifo_depths
 from edgemat.targets.hls.plan import Plan
 from edgemat.targets.hls.process import Channel, Lockstep, Process
+from edgemat.targets.hls.ternary import Memory
 from edgemat.targets.identifiers import identifier
 from edgemat.targets.layout import NativeTensor, Network, Step
 
@@ -59,6 +60,11 @@ class Design:
     def stream(self) -> bool:
         """Whether tensors travel in FIFOs."""
         return self.plan.io == "stream"
+
+    @property
+    def memories(self) -> list[Memory]:
+        """External memories, in the order of the calls that read them."""
+        return [process.memory for process in self.processes if process.memory is not None]
 
 
 def make_design(network: Network, plan: Plan) -> Design:
@@ -172,7 +178,8 @@ class _Builder:
         single = all(s.params.get("rows", 1) == 1 for s in self.steps)
         reuse = all(self.plan.node(s.name).reuse == 1 for s in self.steps)
         folded = any(n.pe or n.simd for n in self.plan.nodes.values())
-        return flat and single and reuse and not folded
+        packed = any(s.params.get("ternary") and self.plan.storage(s.name)[0] != "auto" for s in self.steps)
+        return flat and single and reuse and not folded and not packed
 
     # -- lanes -------------------------------------------------------------------------------------------------
     def choose_lanes(self) -> None:
@@ -338,6 +345,8 @@ class _Builder:
     def step(self, step: Step) -> None:
         name = self.node_names(step.name)
         maker = CallMaker(self.plan, step, name, self.design.dataflow)
+        if maker.unit is not None:
+            maker.unit.external(lambda: self.names(f"{name}_weights"))
         constants: dict[int, ConstantArray] = {}
         sources: list[Channel | None] = []
         streamed = self.stream and not (step.stem in BINARY and constant_partner(step))

@@ -10,10 +10,15 @@ A plan is written in TOML:
     reuse = 4                # multiplications that share one multiplier
     products = "shift_add"   # or "compiler": 2-hot constants are multiplied, and the compiler is to find the shifts
     ports = "axis"           # stream: axis, axis_last or memory; parallel: registers or memory
+    weights = "auto"         # ternary weights: rom, uram or axi; auto: in the structure if unrolled, else rom
+    packing = "2"            # or "1.6": five packed trits to a byte
+    axi_bits = 128           # widest port of an external memory of weights
     [node.conv1]             # one table per node, by its name in the model
     pe = 4                   # outputs per clock cycle
     simd = 9                 # terms of each sum per clock cycle
     lanes = 4                # elements per beat of its output stream
+    weights = "axi"          # as above, for this node
+    packing = "1.6"
 """
 
 from __future__ import annotations
@@ -21,14 +26,18 @@ from __future__ import annotations
 import difflib
 import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from edgemat.errors import EdgematError
+from edgemat.trits import PER_BYTE
 
 IO = ("parallel", "stream")
 PRODUCTS = ("shift_add", "compiler")
+WEIGHTS = ("auto", "rom", "uram", "axi")
+PACKINGS = tuple(PER_BYTE)
+AXI_BITS = (32, 64, 128, 256, 512, 1024)
 PORTS = {"parallel": ("registers", "memory"), "stream": ("axis", "axis_last", "memory")}
 _PART_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.")
 
@@ -46,18 +55,24 @@ class NodePlan:
         pe: outputs computed per clock cycle; divides the number of output channels.
         simd: terms of each sum per clock cycle; divides the length of the sum.
         lanes: elements per beat of the node's output stream (io=stream); divides its channels.
+        weights: where ternary weights are; overrides the plan's.
+        packing: how ternary weights are packed; overrides the plan's.
     """
 
     reuse: int | None = None
     pe: int | None = None
     simd: int | None = None
     lanes: int | None = None
+    weights: str | None = None
+    packing: str | None = None
 
     def __post_init__(self) -> None:
-        for item in fields(self):
-            value = getattr(self, item.name)
+        for name in ("reuse", "pe", "simd", "lanes"):
+            value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-                raise PlanError(f"{item.name} is {value!r}, expected an integer of at least 1")
+                raise PlanError(f"{name} is {value!r}, expected an integer of at least 1")
+        for name, known in (("weights", WEIGHTS), ("packing", PACKINGS)):
+            _check_word(name, getattr(self, name), (None, *known))
 
 
 @dataclass(frozen=True)
@@ -74,6 +89,11 @@ class Plan:
         products: how K-hot weights multiply. "shift_add" spells shifts and additions. "compiler" writes ``x * w`` where
             the weights are constants of an unrolled loop and sums of at most two signed powers of two: for such
             constants Vitis HLS 2025.1 infers no multiplier (published observation, not confirmed here).
+        weights: where packed ternary weights are: "rom", "uram" (UltraRAM that the first call fills from an AXI
+            memory) or "axi" (an AXI memory, read for every dot product). "auto" packs nothing where a dot product is
+            unrolled whole (weights are then in the structure), and takes a ROM elsewhere.
+        packing: bits of a packed trit, "2" or "1.6" (`edgemat.trits`).
+        axi_bits: widest port of an external memory, a power of two from 32 to 1024.
         nodes: `NodePlan` by node name.
     """
 
@@ -84,16 +104,16 @@ class Plan:
     ports: str | None = None
     beat_bits: int = 4096
     products: str = "shift_add"
+    weights: str = "auto"
+    packing: str = "2"
+    axi_bits: int = 128
     nodes: Mapping[str, NodePlan] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.io not in IO:
-            raise PlanError(f"io is {self.io!r}, expected one of {', '.join(IO)}{_nearest(str(self.io), IO)}")
-        if self.products not in PRODUCTS:
-            raise PlanError(
-                f"products is {self.products!r}, expected one of {', '.join(PRODUCTS)}"
-                f"{_nearest(str(self.products), PRODUCTS)}"
-            )
+        for name, known in (("io", IO), ("products", PRODUCTS), ("weights", WEIGHTS), ("packing", PACKINGS)):
+            _check_word(name, getattr(self, name), known)
+        if isinstance(self.axi_bits, bool) or self.axi_bits not in AXI_BITS:
+            raise PlanError(f"axi_bits is {self.axi_bits!r}, expected one of {', '.join(map(str, AXI_BITS))}")
         for name in ("reuse", "beat_bits"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
@@ -114,7 +134,12 @@ class Plan:
     def node(self, name: str) -> NodePlan:
         """The choices for a node, the plan's reuse filled in."""
         found = self.nodes.get(name, NodePlan())
-        return found if found.reuse is not None else NodePlan(self.reuse, found.pe, found.simd, found.lanes)
+        return found if found.reuse is not None else replace(found, reuse=self.reuse)
+
+    def storage(self, name: str) -> tuple[str, str]:
+        """Where the ternary weights of a node are, and how they are packed."""
+        found = self.nodes.get(name, NodePlan())
+        return found.weights or self.weights, found.packing or self.packing
 
     def check_nodes(self, names: Iterable[str]) -> None:
         """Refuses choices for nodes that the model does not have.
@@ -212,6 +237,12 @@ def _check_keys(table: Mapping[str, Any], known: list[str], where: str) -> None:
     for key in table:
         if key not in known:
             raise PlanError(f"{where} has the key {key!r}, expected one of {', '.join(known)}{_nearest(key, known)}")
+
+
+def _check_word(name: str, value: Any, known: tuple[Any, ...]) -> None:
+    if value not in known:
+        words = [word for word in known if word is not None]
+        raise PlanError(f"{name} is {value!r}, expected one of {', '.join(words)}{_nearest(str(value), words)}")
 
 
 def _nearest(word: str, known: Iterable[str]) -> str:

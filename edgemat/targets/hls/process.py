@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from edgemat.targets.hls.config import Config, ConstantArray
+from edgemat.targets.hls.ternary import Memory
 from edgemat.targets.layout import NativeTensor, Step
 
 
@@ -246,6 +247,10 @@ class Process:
         macs: multiplications per sample.
         buffer_bits: bits of line buffers and held samples.
         shift_adds: shifted terms that are added per sample in place of multiplications by K-hot constants.
+        memory: the external memory it reads its weights from.
+        adders: modelled adders and subtracters of ternary sums.
+        adder_luts: modelled LUTs of those.
+        memory_bytes: bytes it reads from the external memory per sample.
     """
 
     label: str
@@ -263,6 +268,10 @@ class Process:
     buffer_bits: int = 0
     traced: tuple[Channel, ...] = field(default=())
     shift_adds: int = 0
+    memory: Memory | None = None
+    adders: int = 0
+    adder_luts: int = 0
+    memory_bytes: int = 0
 
     @property
     def call(self) -> str:

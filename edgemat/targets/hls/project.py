@@ -55,6 +55,16 @@ class PortText:
 
 
 @dataclass(frozen=True)
+class MemoryText:
+    """An external memory of the top function."""
+
+    name: str
+    type: str
+    words: int
+    file: str
+
+
+@dataclass(frozen=True)
 class StateText:
     """A recurrent state of the top function: a static array, and the array that a step writes."""
 
@@ -96,7 +106,7 @@ class CallText:
 
 @dataclass(frozen=True)
 class ArrayText:
-    """A constant array and, where it is large, the file it goes to."""
+    """A constant array (`element` with its qualifier) and, where it is large, the file it goes to."""
 
     name: str
     element: str
@@ -137,13 +147,16 @@ class Project:
         self.states = tuple(self._state(read, written) for read, written in design.states)
         self.input_size = sum(p.size for p in self.inputs) + bool(self.states)
         self.output_size = sum(p.size for p in self.outputs)
-        self.arguments = ", ".join(p.name for p in self.ports)
-        parameters = [self._parameter(p) for p in self.ports]
+        self.memories = tuple(
+            MemoryText(m.name, f"ap_uint<{m.word_bits}>", m.words, f"{m.name}.bin") for m in design.memories
+        )
+        self.arguments = ", ".join([*(p.name for p in self.ports), *(f"{m.name}.data()" for m in self.memories)])
+        parameters = [*map(self._parameter, self.ports), *(f"const {m.type}* {m.name}" for m in self.memories)]
         self.signature = ", ".join(parameters)
         if self.states:
             arrays = [f"const {s.element} {s.name}[{s.size}], {s.element} {s.next}[{s.size}]" for s in self.states]
             self.step_signature = ", ".join([*parameters, *arrays])
-            names = [p.name for p in self.ports]
+            names = [*(p.name for p in self.ports), *(m.name for m in self.memories)]
             self.step_arguments = ", ".join([*names, *(f"{s.name}, {s.next}" for s in self.states)])
             self.signature = f"bool reset, {self.signature}"
             self.arguments = f"reset, {self.arguments}"
@@ -211,8 +224,15 @@ class Project:
                 lines.append(f"INTERFACE mode=ap_vld port={channel.name}")
             else:
                 lines.append(f"INTERFACE mode=ap_memory port={channel.name}")
+        for memory in self.memories:
+            lines.append(
+                f"INTERFACE mode=m_axi port={memory.name} bundle={memory.name} offset=slave depth={memory.words}"
+            )
+            lines.append(f"INTERFACE mode=s_axilite port={memory.name} bundle=control")
+        if self.memories:
+            lines.append("INTERFACE mode=s_axilite port=return bundle=control")
         if self.states:
-            lines.append("INTERFACE mode=ap_none port=reset")
+            lines.append(f"INTERFACE mode={'s_axilite bundle=control' if self.memories else 'ap_none'} port=reset")
         return lines
 
     def _state(self, read: Channel, written: Channel) -> StateText:
@@ -247,7 +267,11 @@ class Project:
     def _array(array: ConstantArray) -> ArrayText:
         large = array.values.size > INLINE_ELEMENTS
         return ArrayText(
-            array.name, array.element, array.extents, array.lines, f"weights/{array.name}.hpp" if large else ""
+            array.name,
+            f"{array.qualifier} {array.element}",
+            array.extents,
+            array.lines,
+            f"weights/{array.name}.hpp" if large else "",
         )
 
     # -- files ---------------------------------------------------------------------------------------------------
@@ -272,6 +296,8 @@ class Project:
                 if array.file:
                     made[array.file] = render(_PACKAGE, "weights.hpp", array=array)
         contents = {name: text.encode() for name, text in made.items()}
+        for memory in self.design.memories:
+            contents[f"memory/{memory.name}.bin"] = memory.contents.tobytes()
         for name in library_closure([*self.includes, "rounding", "types", self.testbench_header, "boundary"]):
             contents[f"include/edgemat/{name}"] = library().joinpath("include", "edgemat", name).read_bytes()
         for name in _SIM:

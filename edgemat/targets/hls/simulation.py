@@ -120,7 +120,8 @@ class Simulation:
         """
         network = self.project.design.network
         traces = self.folder / "traces"
-        arguments = [str(self.program), str(self.folder / "inputs.bin"), str(self.folder / "outputs.bin")]
+        files = [self.folder / "inputs.bin", self.folder / "outputs.bin", self.folder / "memory"]
+        arguments = [str(self.program), *map(str, files)]
         try:
             (self.folder / "inputs.bin").write_bytes(
                 encode(network.inputs, codes, resets_of(codes, resets) if network.states else None)

@@ -11,6 +11,7 @@
 #define EDGEMAT_AVERAGE_POOL_HPP
 
 #include "edgemat/pool.hpp"
+#include "edgemat/quotient.hpp"
 
 namespace edgemat {
 

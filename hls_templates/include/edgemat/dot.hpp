@@ -125,6 +125,16 @@ void dot(const typename C::x0_t taps[DEPTH * GROUPS], const typename C::weight_t
     }
 }
 
+// The dot product as the loops of Linear, Conv and ConvTranspose call it.
+struct dense_dot {
+    template <class C, int OUTPUTS, int DEPTH, int CHANNELS, int GROUPS, class Row>
+    static void dot(const typename C::x0_t* taps, typename C::y_t* y, const Row* weight,
+                    const typename C::bias_t* bias) {
+#pragma HLS INLINE
+        edgemat::dot<C, OUTPUTS, DEPTH, CHANNELS, GROUPS>(taps, weight, bias, y);
+    }
+};
+
 }  // namespace edgemat
 
 #endif  // EDGEMAT_DOT_HPP

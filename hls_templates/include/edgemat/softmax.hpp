@@ -8,6 +8,7 @@
 #ifndef EDGEMAT_SOFTMAX_HPP
 #define EDGEMAT_SOFTMAX_HPP
 
+#include "edgemat/quotient.hpp"
 #include "edgemat/rounding.hpp"
 #include "edgemat/stream.hpp"
 

@@ -5,6 +5,7 @@
 
 #include <cstdio>
 #include <cstdlib>
+#include <string>
 #include <vector>
 
 #include <hls_stream.h>
@@ -79,6 +80,35 @@ inline std::vector<long long> read_codes(const char* path) {
     return codes;
 }
 
+// The folder of the external memories' files.
+inline std::string& memory_folder() {
+    static std::string folder = "memory";
+    return folder;
+}
+
+// An external memory: COUNT words, each with its lowest byte first.
+template <class W>
+std::vector<W> read_memory(const char* name, std::size_t count) {
+    const std::string path = memory_folder() + "/" + name;
+    const int bytes = W::width / 8;
+    std::FILE* file = std::fopen(path.c_str(), "rb");
+    std::vector<W> words(count);
+    bool good = file != NULL;
+    unsigned char word[bytes];
+    for (std::size_t i = 0; good && i < count; i++) {
+        good = std::fread(word, 1, bytes, file) == static_cast<std::size_t>(bytes);
+        for (int b = 0; good && b < bytes; b++) words[i].range(8 * b + 7, 8 * b) = word[b];
+    }
+    good = good && std::fgetc(file) == EOF;
+    if (file != NULL) std::fclose(file);
+    if (!good) {
+        std::fprintf(stderr, "edgemat: %s does not hold %lu words of %d bytes\n", path.c_str(),
+                     static_cast<unsigned long>(count), bytes);
+        std::exit(2);
+    }
+    return words;
+}
+
 inline void write_codes(const char* path, const std::vector<long long>& codes) {
     std::FILE* file = std::fopen(path, "wb");
     bool good = file != NULL;
@@ -98,7 +128,8 @@ inline void write_codes(const char* path, const std::vector<long long>& codes) {
 typedef void (*runner)(const std::vector<long long>& inputs, std::vector<long long>& outputs, int samples);
 
 inline int main(int count, char** arguments, int input_size, int output_size, runner run) {
-    const bool files = count == 3;
+    const bool files = count >= 3;
+    if (count == 4) memory_folder() = arguments[3];
     const std::vector<long long> inputs = read_codes(files ? arguments[1] : "vectors/inputs.bin");
     const int samples = static_cast<int>(inputs.size() / static_cast<std::size_t>(input_size));
     std::vector<long long> outputs;
