@@ -80,6 +80,17 @@ def export(graph: Any, output: Path | str, products: str = "shift_add", ternary_
     return write_project(project(graph, products, ternary_packing).files(), Path(output), "mcu", "model.h")
 
 
+def _is_index(kind: str, tensor: NativeTensor) -> bool:
+    """Whether an input is an index: its largest code is stated and lies below its format's."""
+    return kind == "input" and (tensor.lo, tensor.hi) != tensor.format.rails
+
+
+def _range_remark(kind: str, tensor: NativeTensor) -> str:
+    if _is_index(kind, tensor):
+        return f", EM_ERROR_RANGE for an index beyond {tensor.hi}"
+    return ", EM_ERROR_RANGE for infinities" if tensor.format.overflow == "WRAP" else ""
+
+
 class _Planner:
     def __init__(self, network: Network, arena: Arena) -> None:
         self.network = network
@@ -147,7 +158,8 @@ class _Planner:
                     frac_name=f"{prefix}_frac_bits", frac_linkage="" if len(fmt.fracs) > 1 else "static ",
                     real_format_name=f"{prefix}_real", real_type="float" if fmt.width <= 24 else "double",
                     rounding=f"EM_{fmt.rounding}", overflow=f"EM_{fmt.overflow.replace('SAT_SYM', 'SAT')}",
-                    range_remark=", EM_ERROR_RANGE for infinities" if fmt.overflow == "WRAP" else "",
+                    range_remark=_range_remark(kind, tensor),
+                    limit=literal(tensor.hi) if _is_index(kind, tensor) else "",
                 )
             )  # fmt: skip
         return tuple(made)

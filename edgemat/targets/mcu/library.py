@@ -38,6 +38,8 @@ _INCLUDED = {
     "mul.c": ("edgemat_binary.h",),
     "slice.c": ("edgemat_strided.h",),
     "transpose.c": ("edgemat_strided.h",),
+    "rms_norm.c": ("edgemat_norm.h", "edgemat_rows.h", "edgemat_rows_end.h"),
+    "layer_norm.c": ("edgemat_norm.h", "edgemat_rows.h", "edgemat_rows_end.h"),
 }
 _TEMPLATES = (
     "model.h", "model.c", "weights.h", "weights.c", "kernels.h", "kernels.c", "main.c", "sample.h", "Makefile",
@@ -75,6 +77,7 @@ class Port:
     rounding: str
     overflow: str
     range_remark: str
+    limit: str = ""
 
     @property
     def rail_step(self) -> int:

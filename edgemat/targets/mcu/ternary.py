@@ -27,6 +27,7 @@ TABLES = 8
 ENTRIES = {4: 84, 5: 252}
 _LANE_LIMIT = 1 << 15
 _SHORT_ENTRY = 1 << 16
+_OFFSET_STEP = 256  # two such offsets in a word are a constant that Thumb instructions hold
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def choose_trits(step: Step) -> TritsChoice | None:
     trits = int(step.params.get("trits", 5 if outputs >= MANY_OUTPUTS else 4))
     positions = int(step.params.get("rows", 0) or step.params["out_h"] * step.params["out_w"])
     lanes = 2 if positions > 1 and _largest_sum(weight.reshape(len(weight), -1), x.lo, x.hi) < _LANE_LIMIT else 1
-    offset = trits * max(abs(x.lo), abs(x.hi))
+    offset = -(-trits * max(abs(x.lo), abs(x.hi)) // _OFFSET_STEP) * _OFFSET_STEP
     bits = _accumulator_bits(step)
     if lanes == 2:
         entry_bits, sum_bytes, offset = 32, 4, 0

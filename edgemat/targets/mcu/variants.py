@@ -14,6 +14,7 @@ from edgemat.errors import UnsupportedOpError
 from edgemat.signed_digits import pack_digits
 from edgemat.targets.layout import Step
 from edgemat.targets.mcu.epilogue import EpilogueChoice, overflow_kind, overflow_macros, overflow_name
+from edgemat.targets.mcu.rows import choose_rows
 from edgemat.targets.mcu.storage import ConstantArray, array_storage, c_type, size_of, storage
 from edgemat.targets.mcu.ternary import choose_trits, packed_rows
 
@@ -32,6 +33,7 @@ _CONV = (*_WINDOW, "out_c", *_KERNEL, "pad_top", "pad_left", *_DILATION, "groups
 _POOL = (*_WINDOW, *_KERNEL, "pad_top", "pad_left", "pad_bottom", "pad_right", *_DILATION, "count_include_pad")
 _BINARY = ("size", "align0", "align1", "broadcast", "dims", "stride0", "stride1")
 _STRIDED = ("dims", "stride", "offset")
+_NORM = ("total_offset", "norm_min", "norm_max", "root", "rows", "features", "shift", "has_gain", "has_bias")
 
 
 @dataclass(frozen=True)
@@ -75,14 +77,20 @@ KERNELS = {
     "transpose": Kernel("em_strided_params", _STRIDED, epilogue=False, moves=True),
     "pad": Kernel("em_pad_params", ("value", "in_dims", "before", "after"), epilogue=False, moves=True),
     "arg_max": Kernel("em_arg_max_params", ("outer", "axis_size", "inner", "last"), epilogue=False),
+    "embedding": Kernel("em_embedding_params", ("rows", "depth"), ("table",), epilogue=False),
     "table": Kernel("em_table_params", ("size", "x_min"), ("table",), epilogue=False, in_place=True),
     "upsample": Kernel(
         "em_upsample_params", ("in_h", "in_w", "in_c", "scale_h", "scale_w"), epilogue=False, moves=True
     ),
     "softmax": Kernel("em_softmax_params", ("outer", "axis_size", "inner", "shift"), ("exp_table",), epilogue=False),
     "matmul": Kernel("em_matmul_params", ("batch", "m", "k", "n")),
+    "rms_norm": Kernel("em_norm_params", _NORM, ("gain", "bias"), in_place=True),
+    "layer_norm": Kernel("em_norm_params", _NORM, ("gain", "bias"), in_place=True),
+    "token_exponent": Kernel("em_token_exponent_params", ("rows", "features", "width"), epilogue=False),
+    "token_quantize": Kernel("em_rows_params", ("rows", "features"), epilogue=False),
+    "token_rescale": Kernel("em_rows_params", ("rows", "features")),
 }
-_WIDE_FIELDS = frozenset({"low", "high", "value"})
+_WIDE_FIELDS = frozenset({"low", "high", "value", "root", "norm_min", "norm_max", "total_offset"})
 _INDEX_LIMIT = 1 << 30
 _DEFAULTS = {"dilation_h": 1, "dilation_w": 1, "count_include_pad": 0}
 
@@ -212,7 +220,7 @@ def _plan(step: Step) -> KernelCall:
     if len(x) > 1:
         macros.append(("EM_X1", c_type(x[1])))
         name.append(x[1])
-    if arrays and step.stem != "table" and arrays[0] is not None:
+    if arrays and step.stem not in ("table", "embedding") and arrays[0] is not None:
         macros.append(("EM_W", c_type(arrays[0].element)))
         name.append(arrays[0].element)
     name += digit_name
@@ -238,6 +246,7 @@ def _plan(step: Step) -> KernelCall:
         name += choice.name
     if step.stem == "softmax":
         _choose_quotient(step, macros, name)
+    choose_rows(step, macros, name)
     if trits:
         macros += trits.macros
         name.append(trits.name)

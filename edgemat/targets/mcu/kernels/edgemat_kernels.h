@@ -33,7 +33,7 @@ typedef enum em_status {
     EM_ERROR_NULL = 1,  /* a pointer argument is NULL */
     EM_ERROR_ARENA = 2, /* the arena is too small or not aligned to 8 bytes */
     EM_ERROR_NAN = 3,   /* a float input is NaN */
-    EM_ERROR_RANGE = 4, /* an infinite float input under WRAP */
+    EM_ERROR_RANGE = 4, /* an infinite float input under WRAP, or an index that is no row of its table */
     EM_ERROR_STATE = 5  /* run before init */
 } em_status;
 
@@ -112,6 +112,10 @@ typedef struct em_table_params {
     int32_t size, x_min;
 } em_table_params;
 
+typedef struct em_embedding_params {
+    int32_t rows, depth;
+} em_embedding_params;
+
 typedef struct em_prelu_params {
     int32_t size, channels, align;
 } em_prelu_params;
@@ -123,6 +127,20 @@ typedef struct em_upsample_params {
 typedef struct em_softmax_params {
     int32_t outer, axis_size, inner, shift;
 } em_softmax_params;
+
+typedef struct em_norm_params {
+    int64_t total_offset; /* what eps adds to the total of a row */
+    int32_t norm_min, norm_max, root;
+    int32_t rows, features, shift, has_gain, has_bias;
+} em_norm_params;
+
+typedef struct em_token_exponent_params {
+    int32_t rows, features, width;
+} em_token_exponent_params;
+
+typedef struct em_rows_params {
+    int32_t rows, features;
+} em_rows_params;
 
 typedef struct em_matmul_params {
     int32_t batch, m, k, n;

@@ -5,16 +5,17 @@
  * tables of EM_TABLES groups are made at a time, so that an output's sum is read and written once for them.
  * No weight is multiplied, and none is unpacked.
  *
- * Weights: passes of EM_TABLES groups, then of 4, 2 and 1 for the groups left; a pass holds, output by output,
- * one byte for each of its groups. With c = (t0+1) + 3*(t1+1) + 9*(t2+1) of the first three weights, and
- * b = t3+1 of four or (t3+1) + 3*(t4+1) of five, the byte is 14*b + c where c < 14, else 14*(blocks + b) + c - 14
- * (blocks: 3 or 9). So a table is two halves of blocks of fourteen entries; in a half each block is the first one
- * and a constant.
+ * Weights: passes of EM_TABLES groups, then of 4, 2 and 1 for the groups left; a pass holds, output by
+ * output, one byte for each of its groups. With c = (t0+1) + 3*(t1+1) + 9*(t2+1) of the first three weights,
+ * and b = t3+1 of four or (t3+1) + 3*(t4+1) of five, the byte is 14*b + c where c < 14, else 14*(blocks + b)
+ * + c - 14 (blocks: 3 or 9). So a table is two halves of blocks of fourteen entries; in a half each block is
+ * the first one and a constant.
  *
  * EM_LANES 2: two rows of inputs at once; a sum is that of the first row plus 65536 times that of the second,
  * modulo 2**32. Both are known to fit 16 bits without their bias; EM_ENTRY_BITS is 32.
- * EM_LANES 1: EM_ENTRY_BITS 16 where no entry reaches EM_OFFSET in magnitude (entries are raised by it, so that
- * a pair of them in a word takes plain additions), else EM_ACC_BITS. Sums are taken modulo 2**EM_ACC_BITS. */
+ * EM_LANES 1: EM_ENTRY_BITS 16 where no entry reaches EM_OFFSET in magnitude (entries are raised by it, so
+ * that a pair of them in a word takes plain additions), else EM_ACC_BITS. Sums are taken modulo
+ * 2**EM_ACC_BITS. */
 #ifndef EM_TRITS
 #define EM_TRITS 5
 #endif
@@ -76,83 +77,108 @@ typedef union EM_PASTE(EM_FUNCTION, _table) {
     EM_WORD word[EM_ENTRY_BITS == 16 ? EM_ENTRIES / 2 : EM_ENTRIES];
 } EM_PASTE(EM_FUNCTION, _table);
 
-/* Writes the blocks of seven words, `stride` apart, that begin with `word`. */
+/* Writes the blocks of seven words that begin with `word`, and leaves the first three words of the last one.
+ */
 #if EM_THUMB && EM_ENTRY_BITS <= 32
-EM_INLINE EM_WORD* EM_PASTE(EM_FUNCTION, _blocks)(EM_WORD* p, const EM_WORD* word, EM_WORD step, EM_WORD back) {
+EM_INLINE EM_WORD* EM_PASTE(EM_FUNCTION, _blocks)(EM_WORD* p, EM_WORD* word, EM_WORD step, EM_WORD back) {
     return em_thumb_blocks(p, EM_BLOCKS, EM_ENTRY_BITS == 16 ? 0 : 7, word, step, back);
 }
 #else
-static EM_NOINLINE EM_WORD* EM_PASTE(EM_FUNCTION, _blocks)(EM_WORD* p, const EM_WORD* word, EM_WORD step,
-                                                           EM_WORD back) {
-    const int32_t stride = EM_ENTRY_BITS == 16 ? 7 : 14;
+#define EM_STORE                                                              \
+    do {                                                                      \
+        p[0] = a, p[1] = b, p[2] = c, p[3] = d, p[4] = e, p[5] = f, p[6] = g; \
+        p += EM_ENTRY_BITS == 16 ? 7 : 14;                                    \
+    } while (0)
+#define EM_STEP(by)                                                                  \
+    do {                                                                             \
+        a += (by), b += (by), c += (by), d += (by), e += (by), f += (by), g += (by); \
+        EM_KEEP(a);                                                                  \
+        EM_KEEP(b);                                                                  \
+        EM_KEEP(c);                                                                  \
+        EM_KEEP(d);                                                                  \
+        EM_KEEP(e);                                                                  \
+        EM_KEEP(f);                                                                  \
+        EM_KEEP(g);                                                                  \
+    } while (0)
+
+EM_INLINE EM_WORD* EM_PASTE(EM_FUNCTION, _blocks)(EM_WORD* p, EM_WORD* word, EM_WORD step, EM_WORD back) {
     EM_WORD a = word[0], b = word[1], c = word[2], d = word[3], e = word[4], f = word[5], g = word[6];
-    for (int32_t n = 0; n < EM_BLOCKS; ++n, p += stride) {
-        const EM_WORD by = n == 2 || n == 5 ? back : step;
-        p[0] = a, p[1] = b, p[2] = c, p[3] = d, p[4] = e, p[5] = f, p[6] = g;
-        a += by, b += by, c += by, d += by, e += by, f += by, g += by;
-        EM_KEEP(a);
-        EM_KEEP(b);
-        EM_KEEP(c);
-        EM_KEEP(d);
-        EM_KEEP(e);
-        EM_KEEP(f);
-        EM_KEEP(g);
+    for (int32_t n = EM_BLOCKS / 3;;) {
+        EM_STORE;
+        EM_STEP(step);
+        EM_STORE;
+        EM_STEP(step);
+        EM_STORE;
+        if (--n == 0) {
+            break;
+        }
+        EM_STEP(back);
     }
+    word[0] = a, word[1] = b, word[2] = c;
     return p;
 }
+#undef EM_STORE
+#undef EM_STEP
 #endif
 
 /* The tables of `count` groups. */
 static EM_NOINLINE void EM_PASTE(EM_FUNCTION, _fill)(EM_PASTE(EM_FUNCTION, _table) * table, const EM_IN* x,
                                                      int32_t count) {
-    for (; count > 0; --count, ++table, x += EM_TRITS) {
+    EM_WORD* p = table->word;
+    for (; count > 0; --count, x += EM_TRITS) {
         const EM_WORD x0 = (EM_WORD)x[0], x1 = (EM_WORD)x[1], x2 = (EM_WORD)x[2];
         const EM_WORD d1 = EM_BOTH(x1), d2 = EM_BOTH(x2), d3 = EM_BOTH((EM_WORD)x[3]);
         const EM_WORD d4 = EM_BOTH((EM_WORD)(EM_TRITS == 5 ? x[EM_TRITS - 1] : 0));
         const EM_WORD back = d4 - d3 - d3;
-        EM_WORD* const p = table->word;
+        const EM_WORD d12 = d1 + d2, last = d3 + d3 + d4 + d4;
 #if EM_ENTRY_BITS == 16
-        const EM_WORD d0 = EM_BOTH(x0), v = EM_BOTH((EM_WORD)EM_OFFSET) - d0 - d1 - d2 - d3 - d4;
-        const EM_WORD a = v + EM_PAIR(0, x0), b = v + EM_PAIR(x0 + x0, x1), c = a + d0 + d1, d12 = d1 + d2;
+        const EM_WORD d0 = EM_BOTH(x0), v = EM_BOTH((EM_WORD)EM_OFFSET) - d0 - d12 - d3 - d4;
+        const EM_WORD a = v + EM_PAIR(0, x0), b = v + EM_PAIR(x0 + x0, x1), c = a + d0 + d1;
         const EM_WORD s = v + EM_PAIR(x0 + x0 + x1 + x1, x2);
-        const EM_WORD low[7] = {a, b, c, a + d1 + d1, s, c + d2 - d1, a + d12};
-        const EM_WORD high[7] = {b + d12, c + d12, a + d2 + d2, b + d2 + d2, c + d2 + d2, a + d12 + d12, b + d12 + d12};
-        (void)EM_PASTE(EM_FUNCTION, _blocks)(p, low, d3, back);
-        (void)EM_PASTE(EM_FUNCTION, _blocks)(p + EM_ENTRIES / 4, high, d3, back);
+        const EM_WORD one = d12 - last, two = d2 + d2 - last, three = d12 + one;
+        EM_WORD w[7] = {a, b, c, a + d1 + d1, s, c + d2 - d1, a + d12};
+        p = EM_PASTE(EM_FUNCTION, _blocks)(p, w, d3, back);
+        EM_WORD h[7] = {w[1] + one, w[2] + one,   w[0] + two,  w[1] + two,
+                        w[2] + two, w[0] + three, w[1] + three};
+        p = EM_PASTE(EM_FUNCTION, _blocks)(p, h, d3, back);
 #else
-        const EM_WORD u = (EM_WORD)0 - x0 - d1 - d2 - d3 - d4, u1 = u + x1, u2 = u1 + x1, xx = x0 + x0;
-        const EM_WORD v = u + x2, v1 = u1 + x2, v2 = u2 + x2, w = v + x2, w1 = v1 + x2, w2 = v2 + x2;
-        const EM_WORD first[7] = {u, u + x0, u + xx, u1, u1 + x0, u1 + xx, u2};
-        const EM_WORD second[7] = {u2 + x0, u2 + xx, v, v + x0, v + xx, v1, v1 + x0};
-        const EM_WORD third[7] = {v1 + xx, v2, v2 + x0, v2 + xx, w, w + x0, w + xx};
-        const EM_WORD fourth[7] = {w1, w1 + x0, w1 + xx, w2, w2 + x0, w2 + xx, w2};
+        const EM_WORD u = (EM_WORD)0 - x0 - d12 - d3 - d4, v = u + x2, w = v + x2, xx = x0 + x0;
+        EM_WORD first[7] = {u, u + x0, u + xx, u + x1, u + x1 + x0, u + x1 + xx, u + x1 + x1};
+        const EM_WORD u2 = u + x1 + x1;
         (void)EM_PASTE(EM_FUNCTION, _blocks)(p, first, d3, back);
+        EM_WORD second[7] = {u2 + x0, u2 + xx, v, v + x0, v + xx, v + x1, v + x1 + x0};
         (void)EM_PASTE(EM_FUNCTION, _blocks)(p + 7, second, d3, back);
-        (void)EM_PASTE(EM_FUNCTION, _blocks)(p + EM_ENTRIES / 2, third, d3, back);
-        (void)EM_PASTE(EM_FUNCTION, _blocks)(p + EM_ENTRIES / 2 + 7, fourth, d3, back);
+        p += EM_ENTRIES / 2;
+        const EM_WORD v2 = v + x1 + x1;
+        EM_WORD third[7] = {v + x1 + xx, v2, v2 + x0, v2 + xx, w, w + x0, w + xx};
+        (void)EM_PASTE(EM_FUNCTION, _blocks)(p, third, d3, back);
+        const EM_WORD w1 = w + x1, w2 = w1 + x1;
+        EM_WORD fourth[7] = {w1, w1 + x0, w1 + xx, w2, w2 + x0, w2 + xx, w2};
+        (void)EM_PASTE(EM_FUNCTION, _blocks)(p + 7, fourth, d3, back);
+        p += EM_ENTRIES / 2;
 #endif
     }
 }
 
 #define EM_AT(k) t##k[w[(k)]]
 #define EM_TABLE(k) const EM_ENTRY* const t##k = table[(k)].entry
-#define EM_ADD(name, count, declarations, terms)                                                             \
-    static EM_NOINLINE void EM_PASTE(EM_FUNCTION, name)(EM_TOTAL * sum, const EM_PASTE(EM_FUNCTION, _table) * table, \
-                                                        const uint8_t* w, int32_t outputs) {                 \
-        declarations;                                                                                        \
-        for (; outputs >= 4; outputs -= 4, sum += 4) {                                                       \
-            sum[0] += terms;                                                                                 \
-            w += (count);                                                                                    \
-            sum[1] += terms;                                                                                 \
-            w += (count);                                                                                    \
-            sum[2] += terms;                                                                                 \
-            w += (count);                                                                                    \
-            sum[3] += terms;                                                                                 \
-            w += (count);                                                                                    \
-        }                                                                                                    \
-        for (; outputs > 0; --outputs, ++sum, w += (count)) {                                                \
-            *sum += terms;                                                                                   \
-        }                                                                                                    \
+#define EM_ADD(name, count, declarations, terms)                                                          \
+    static EM_NOINLINE void EM_PASTE(EM_FUNCTION, name)(                                                  \
+        EM_TOTAL * sum, const EM_PASTE(EM_FUNCTION, _table) * table, const uint8_t* w, int32_t outputs) { \
+        declarations;                                                                                     \
+        for (; outputs >= 4; outputs -= 4, sum += 4) {                                                    \
+            sum[0] += terms;                                                                              \
+            w += (count);                                                                                 \
+            sum[1] += terms;                                                                              \
+            w += (count);                                                                                 \
+            sum[2] += terms;                                                                              \
+            w += (count);                                                                                 \
+            sum[3] += terms;                                                                              \
+            w += (count);                                                                                 \
+        }                                                                                                 \
+        for (; outputs > 0; --outputs, ++sum, w += (count)) {                                             \
+            *sum += terms;                                                                                \
+        }                                                                                                 \
     }
 #define EM_FOUR (EM_TOTAL)((EM_TOTAL)EM_AT(0) + EM_AT(1) + EM_AT(2) + EM_AT(3))
 #define EM_EIGHT (EM_TOTAL)(EM_FOUR + EM_AT(4) + EM_AT(5) + EM_AT(6) + EM_AT(7))
@@ -163,7 +189,8 @@ EM_ADD(_add4, 4, EM_TABLE(0); EM_TABLE(1); EM_TABLE(2); EM_TABLE(3), EM_FOUR)
 #define EM_ADD_EIGHT EM_PASTE(em_thumb_add8_, EM_PASTE3(EM_TRITS, x, EM_ENTRY_BITS))
 #elif EM_TABLES == 8
 #define EM_ADD_EIGHT EM_PASTE(EM_FUNCTION, _add8)
-EM_ADD(_add8, 8, EM_TABLE(0); EM_TABLE(1); EM_TABLE(2); EM_TABLE(3); EM_TABLE(4); EM_TABLE(5); EM_TABLE(6); EM_TABLE(7), EM_EIGHT)
+EM_ADD(_add8, 8, EM_TABLE(0); EM_TABLE(1); EM_TABLE(2); EM_TABLE(3); EM_TABLE(4); EM_TABLE(5); EM_TABLE(6);
+       EM_TABLE(7), EM_EIGHT)
 #endif
 #undef EM_AT
 #undef EM_TABLE
@@ -171,8 +198,8 @@ EM_ADD(_add8, 8, EM_TABLE(0); EM_TABLE(1); EM_TABLE(2); EM_TABLE(3); EM_TABLE(4)
 #undef EM_FOUR
 #undef EM_EIGHT
 
-/* Memory of a call, as `scratch` holds it: the tables, a sum for each output of a group, and, in conv__trits.c
- * and with two lanes, a row of inputs. */
+/* Memory of a call, as `scratch` holds it: the tables, a sum for each output of a group, and, in
+ * conv__trits.c and with two lanes, a row of inputs. */
 typedef struct EM_PASTE(EM_FUNCTION, _space) {
     EM_PASTE(EM_FUNCTION, _table) * table;
     EM_TOTAL* sums;
@@ -188,8 +215,9 @@ static EM_PASTE(EM_FUNCTION, _space) EM_PASTE(EM_FUNCTION, _divide)(void* scratc
 }
 
 /* space->sums of `outputs` outputs of a row of inputs. */
-static void EM_PASTE(EM_FUNCTION, _sums)(const EM_PASTE(EM_FUNCTION, _space) * space, const EM_IN* x, int32_t length,
-                                         const uint8_t* w, const EM_B* bias, int32_t outputs) {
+static void EM_PASTE(EM_FUNCTION, _sums)(const EM_PASTE(EM_FUNCTION, _space) * space, const EM_IN* x,
+                                         int32_t length, const uint8_t* w, const EM_B* bias,
+                                         int32_t outputs) {
     int32_t groups = (length + EM_TRITS - 1) / EM_TRITS;
     EM_TOTAL start = 0;
     if (EM_ENTRY_BITS == 16) {
@@ -238,10 +266,11 @@ static void EM_PASTE(EM_FUNCTION, _sums)(const EM_PASTE(EM_FUNCTION, _space) * s
     }
 }
 
-/* The results first .. first+count-1 of one row, or with two lanes (whose sums are without bias) of those of y
- * and z. */
-static void EM_PASTE(EM_FUNCTION, _results)(const EM_TOTAL* sums, const EM_B* bias, const em_epilogue* epilogue,
-                                            int32_t first, int32_t count, EM_Y* y, EM_Y* z) {
+/* The results first .. first+count-1 of one row, or with two lanes (whose sums are without bias) of those of
+ * y and z. */
+static void EM_PASTE(EM_FUNCTION, _results)(const EM_TOTAL* sums, const EM_B* bias,
+                                            const em_epilogue* epilogue, int32_t first, int32_t count,
+                                            EM_Y* y, EM_Y* z) {
     EM_EPILOGUE_BEGIN(epilogue);
     for (int32_t i = 0, o = first; i < count; ++i, ++o) {
 #if EM_LANES == 2

@@ -1,14 +1,15 @@
-/* The loops of edgemat_trits.h for Cortex-M3 and up (Thumb-2), where compilers run out of registers: seven words
- * of a table stay in registers from block to block and are stored at once, and the addresses of eight tables stay
- * in registers while weights are looked up. The same integers. */
+/* The loops of edgemat_trits.h for Cortex-M3 and up (Thumb-2), where compilers run out of registers: seven
+ * words of a table stay in registers from block to block and are stored at once, and the addresses of eight
+ * tables stay in registers while weights are looked up. The same integers. */
 #ifndef EDGEMAT_TRITS_THUMB_H
 #define EDGEMAT_TRITS_THUMB_H
 
 #include "edgemat_kernels.h"
 
 #define EM_THUMB_STORE "stmia %0!, {r3, r4, r5, r6, r8, r10, r12}\n\t"
-#define EM_THUMB_BLOCK(gap, by)                                                                \
-    gap "add r3, r3, " by "\n\tadd r4, r4, " by "\n\tadd r5, r5, " by "\n\tadd r6, r6, " by "\n\t" \
+#define EM_THUMB_BLOCK(gap, by)                                                             \
+    gap "add r3, r3, " by "\n\tadd r4, r4, " by "\n\tadd r5, r5, " by "\n\tadd r6, r6, " by \
+        "\n\t"                                                                              \
         "add r8, r8, " by "\n\tadd r10, r10, " by "\n\tadd r12, r12, " by "\n\t" EM_THUMB_STORE
 #define EM_THUMB_THREE(gap) EM_THUMB_STORE EM_THUMB_BLOCK(gap, "%8") EM_THUMB_BLOCK(gap, "%8")
 #define EM_THUMB_NEXT(gap) EM_THUMB_BLOCK(gap, "%9") EM_THUMB_BLOCK(gap, "%8") EM_THUMB_BLOCK(gap, "%8")
@@ -18,9 +19,10 @@
                      : "r"(step), "r"(back)                                                          \
                      : "cc", "memory")
 
-/* Writes `blocks` (3 or 9) blocks of seven words, `gap` (0 or 7) words between them: the words as they are, then
- * with `step`, twice, then with `back`, and so on. Returns the end. */
-EM_INLINE uint32_t* em_thumb_blocks(uint32_t* p, int blocks, int gap, const uint32_t word[7], uint32_t step,
+/* Writes `blocks` (3 or 9) blocks of seven words, `gap` (0 or 7) words between them: the words as they are,
+ * then with `step`, twice, then with `back`, and so on; leaves the first three words of the last block.
+ * Returns the end. */
+EM_INLINE uint32_t* em_thumb_blocks(uint32_t* p, int blocks, int gap, uint32_t word[7], uint32_t step,
                                     uint32_t back) {
     register uint32_t w0 __asm__("r3") = word[0];
     register uint32_t w1 __asm__("r4") = word[1];
@@ -39,6 +41,7 @@ EM_INLINE uint32_t* em_thumb_blocks(uint32_t* p, int blocks, int gap, const uint
     } else {
         EM_THUMB_BLOCKS(EM_THUMB_THREE(""));
     }
+    word[0] = w0, word[1] = w1, word[2] = w2;
     return p;
 }
 
@@ -48,17 +51,18 @@ EM_INLINE uint32_t* em_thumb_blocks(uint32_t* p, int blocks, int gap, const uint
     "ldr lr, [r0]\n\t" EM_THUMB_LOOKUP(load, "r1", shift) EM_THUMB_LOOKUP(load, "r4", shift) \
         EM_THUMB_LOOKUP(load, "r5", shift) EM_THUMB_LOOKUP(load, "r6", shift)                \
             EM_THUMB_LOOKUP(load, "r8", shift) EM_THUMB_LOOKUP(load, "r9", shift)            \
-                EM_THUMB_LOOKUP(load, "r10", shift) EM_THUMB_LOOKUP(load, "r11", shift)      \
-    "str lr, [r0], #4\n\t"
-#define EM_THUMB_OUTPUTS(load, shift)                                                                   \
+                EM_THUMB_LOOKUP(load, "r10", shift)                                          \
+                    EM_THUMB_LOOKUP(load, "r11", shift) "str lr, [r0], #4\n\t"
+#define EM_THUMB_OUTPUTS(load, shift) \
     __asm__ volatile(                                                                                   \
         "add r4, r1, %[step]\n\tadd r5, r4, %[step]\n\tadd r6, r5, %[step]\n\tadd r8, r6, %[step]\n\t"  \
         "add r9, r8, %[step]\n\tadd r10, r9, %[step]\n\tadd r11, r10, %[step]\n\t"                      \
-        "subs r3, r3, #4\n\tblt 2f\n\t"                                                                 \
+        "subs r3, r3, #8\n\tblt 2f\n\t"                                                                 \
         "1:\n\t" EM_THUMB_OUTPUT(load, shift) EM_THUMB_OUTPUT(load, shift) EM_THUMB_OUTPUT(load, shift) \
-            EM_THUMB_OUTPUT(load, shift)                                                                \
-        "subs r3, r3, #4\n\tbge 1b\n\t"                                                                 \
-        "2:\n\tadds r3, r3, #4\n\tbeq 4f\n\t"                                                           \
+            EM_THUMB_OUTPUT(load, shift) EM_THUMB_OUTPUT(load, shift) EM_THUMB_OUTPUT(load, shift) \
+            EM_THUMB_OUTPUT(load, shift) EM_THUMB_OUTPUT(load, shift)                                                               \
+        "subs r3, r3, #8\n\tbge 1b\n\t"                                                                 \
+        "2:\n\tadds r3, r3, #8\n\tbeq 4f\n\t"                                                           \
         "3:\n\t" EM_THUMB_OUTPUT(load, shift) "subs r3, r3, #1\n\tbne 3b\n\t"                           \
         "4:\n\t"                                                                                        \
         : "+r"(sum), "+r"(table), "+r"(weight), "+r"(left)                                              \

@@ -1,6 +1,6 @@
-/* linear.c for weights -1, 0 and +1 in bytes of EM_TRITS, by tables of sums (edgemat_trits.h, which states the
- * macros EM_TRITS EM_LANES EM_ENTRY_BITS EM_OFFSET EM_TABLES and the layout of the weights).
- * EM_W is uint8_t. EM_X EM_B EM_ACC_BITS EM_Y, epilogue macros.
+/* linear.c for weights -1, 0 and +1 in bytes of EM_TRITS, by tables of sums (edgemat_trits.h, which states
+ * the macros EM_TRITS EM_LANES EM_ENTRY_BITS EM_OFFSET EM_TABLES and the layout of the weights). EM_W is
+ * uint8_t. EM_X EM_B EM_ACC_BITS EM_Y, epilogue macros.
  *
  * scratch: aligned to 8 bytes; EM_TABLES tables of 84 (EM_TRITS 4) or 252 entries, one sum for each output,
  * with two lanes in_features words more. */
