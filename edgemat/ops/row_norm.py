@@ -82,10 +82,10 @@ class RowNorm(Op):
     def norm_format(self, call: Call) -> Fixed:
         """Format of z, checked."""
         fmt = call.format_attr("norm_format")
-        if fmt.per_channel or fmt.bipolar or fmt.width > 32 or not 0 <= fmt.fracs[0] <= MAX_FRAC:
+        if fmt.per_channel or fmt.bipolar or fmt.width > 31 or not 0 <= fmt.fracs[0] <= MAX_FRAC:
             raise call.refuse(
                 f"norm_format is {fmt}",
-                f"expected at most 32 bits, one binary point and 0 to {MAX_FRAC} fractional bits",
+                f"expected at most 31 bits, one binary point and 0 to {MAX_FRAC} fractional bits",
             )
         return fmt
 
@@ -207,14 +207,15 @@ class RowNorm(Op):
         params: dict[str, int | tuple[int, ...]] = {
             "rows": call.x[0].size // self.features(call),
             "features": self.features(call),
-            "offset": self.offset(call),
+            "total_offset": self.offset(call),
             "root": root_of(self.count(call))[0],
-            "shift": self.first_shift(call),
+            "norm_shift": self.first_shift(call),
             "exponent_max": exponent_of(top),
             "total_bits": top.bit_length(),
             "numerator_bits": accumulator(min(low, -1), max(high, 1), (0,)).width,
             "norm_rounding": formats.ROUNDINGS.index(fmt.rounding),
             "norm_overflow": formats.OVERFLOWS.index(fmt.overflow),
+            "norm_reach": self._reach(call),
             "norm_min": fmt.rails[0],
             "norm_max": fmt.rails[1],
             "has_gain": int(len(call.x) > 1),

@@ -12,6 +12,7 @@ from edgemat.targets.hls.config import (
     DOTS,
     HELD,
     POOLS,
+    ROWS,
     UNARY,
     ConfigBuilder,
     ConstantArray,
@@ -101,8 +102,12 @@ class CallMaker:
         else:
             if stem == "softmax":
                 self.builder.softmax()
+            elif stem in ROWS:
+                self.builder.rows()
             else:
                 self.builder.parameters(p)
+            if stem == "embedding":
+                self.builder.look_up("table", self.step.arrays["table"])
             for i, x in enumerate(self.step.inputs):
                 self.builder.constant(f"x{i}_size", x.size)
             self.builder.constant("y_size", self.builder.y.size)

@@ -17,7 +17,8 @@ DOTS = ("linear", "conv", "conv_transpose")
 POOLS = ("max_pool", "average_pool")
 UNARY = ("requantize", "relu", "clip", "affine", "prelu", "table")
 BINARY = ("add", "sub", "mul")
-HELD = ("slice", "transpose", "pad", "arg_max", "upsample", "softmax")
+ROWS = ("rms_norm", "layer_norm", "token_exponent", "token_quantize", "token_rescale")
+HELD = ("slice", "transpose", "pad", "arg_max", "upsample", "softmax", "embedding", *ROWS)
 STEMS = (*DOTS, *POOLS, *UNARY, *BINARY, *HELD, "concat", "matmul")
 
 
@@ -227,6 +228,21 @@ class ConfigBuilder:
         self.constants.append(Member("int", "rounding", f"edgemat::{ROUNDINGS[p['rounding']]}"))
         self.constants.append(Member("int", "overflow", f"edgemat::{OVERFLOWS[p['overflow']]}"))
         self.look_up("exp_table", table)
+
+
+    def rows(self) -> None:
+        """Parameters of an operator over rows; a norm's gain and bias are looked up, its format is a type."""
+        p = self.step.params
+        flags = ("has_gain", "has_bias")
+        self.parameters(p, flags)
+        if "root" in p:
+            signed = int(p["norm_min"]) < 0
+            self.constant("norm_signed", signed)
+            self.constant("norm_width", int(p["norm_max"]).bit_length() + signed)
+            for key in flags:
+                self.constant(key, bool(p[key]))
+            for key, values in self.step.arrays.items():
+                self.look_up(key, values)
 
 
 def average_divisor(builder: ConfigBuilder) -> None:

@@ -31,7 +31,7 @@ def _choose_norm(step: Step, macros: list[tuple[str, str]], name: list[str]) -> 
     if not p["has_gain"]:
         macros.append(("EM_W", "int32_t"))
     reach = int(p["norm_reach"])
-    first, last = int(p["shift"]), int(p["shift"]) + int(p["exponent_max"])
+    first, last = int(p["norm_shift"]), int(p["norm_shift"]) + int(p["exponent_max"])
     small = int(p["numerator_bits"]) + MANTISSA_BITS <= 31 and reach < 1 << 30 and last <= 30 and first >= -30
     total = 32 if int(p["total_bits"]) <= 31 else 64
     # A norm's format is compared with rounded codes by its rails; the interval says where that can be left out.

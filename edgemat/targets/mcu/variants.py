@@ -33,7 +33,7 @@ _CONV = (*_WINDOW, "out_c", *_KERNEL, "pad_top", "pad_left", *_DILATION, "groups
 _POOL = (*_WINDOW, *_KERNEL, "pad_top", "pad_left", "pad_bottom", "pad_right", *_DILATION, "count_include_pad")
 _BINARY = ("size", "align0", "align1", "broadcast", "dims", "stride0", "stride1")
 _STRIDED = ("dims", "stride", "offset")
-_NORM = ("total_offset", "norm_min", "norm_max", "root", "rows", "features", "shift", "has_gain", "has_bias")
+_NORM = ("total_offset", "norm_min", "norm_max", "root", "rows", "features", "norm_shift", "has_gain", "has_bias")
 
 
 @dataclass(frozen=True)

@@ -131,7 +131,7 @@ typedef struct em_softmax_params {
 typedef struct em_norm_params {
     int64_t total_offset; /* what eps adds to the total of a row */
     int32_t norm_min, norm_max, root;
-    int32_t rows, features, shift, has_gain, has_bias;
+    int32_t rows, features, norm_shift, has_gain, has_bias;
 } em_norm_params;
 
 typedef struct em_token_exponent_params {

@@ -19,10 +19,10 @@
 #define EM_NORM EM_PASTE3(int, EM_NORM_BITS, _t)
 
 /* Numerator a of a row of scale s, rounded into the norm's format. */
-#define EM_NORMALIZED(a, s)                                                                                \
-    EM_PASTE(em_requantize_s, EM_NORM_BITS)((EM_NORM)(a) * (EM_NORM)(s).mantissa, p->shift + (s).exponent, \
-                                            (EM_NORM)p->norm_min, (EM_NORM)p->norm_max, EM_SHIFT_ANY,      \
-                                            EM_NORM_ROUNDING, EM_NORM_OVERFLOW, 0)
+#define EM_NORMALIZED(a, s)                                                                       \
+    EM_PASTE(em_requantize_s, EM_NORM_BITS)(                                                      \
+        (EM_NORM)(a) * (EM_NORM)(s).mantissa, p->norm_shift + (s).exponent, (EM_NORM)p->norm_min, \
+        (EM_NORM)p->norm_max, EM_SHIFT_ANY, EM_NORM_ROUNDING, EM_NORM_OVERFLOW, 0)
 
 /* The result of normalised value z at place i of its row. */
 #define EM_SCALED(z, i)                                              \
