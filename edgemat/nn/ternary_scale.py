@@ -29,13 +29,28 @@ def freeze_scales(layer: WeightedLayer, scales: Scales, codes: Tensor) -> None:
     """
     trits = torch.where(codes < 0, -1, 1) if scales.trits.bipolar else codes.sign()
     layer.register_buffer("weight_codes", trits.to(torch.int32))
-    behind = scales.behind[0].expand(layer.outputs).to(torch.int32).contiguous()
-    layer.register_buffer("scale_codes", behind)
-    layer.register_buffer("no_bias", torch.zeros_like(behind))
+    behind = scales.behind[0].expand(layer.outputs).contiguous()
+    stated = layer._formats.get("b_format")
+    parts = {"scale": (behind, scales.behind[1])}
+    if stated is not None:
+        parts["bias"] = layer.bias_codes, Fixed.parse(stated)
     if scales.before is not None:
-        before = scales.before[0].to(torch.int32)
-        layer.register_buffer("input_scale_codes", before)
-        layer.register_buffer("no_input_bias", torch.zeros_like(before))
+        parts["input_scale"] = scales.before
+        layer.register_buffer("no_input_bias", torch.zeros_like(scales.before[0], dtype=torch.int32))
+    layer.register_buffer("no_bias", torch.zeros_like(behind, dtype=torch.int32))
+    for name, (values, fmt) in parts.items():
+        layer.register_buffer(f"{name}_codes", values.to(torch.int32))
+        wide, text = _aligned(values, fmt)
+        layer.register_buffer(f"{name}_constant", wide)
+        layer._formats[f"{name}_constant"] = text
+
+
+def _aligned(codes: Tensor, fmt: Fixed) -> tuple[Tensor, str]:
+    """A constant operand with one binary point, the finest of its channels', and its format."""
+    fracs = torch.tensor(fmt.fracs).expand(codes.shape)
+    wide = codes.to(torch.int64) << (fmt.finest - fracs)
+    width = min(64, max(fmt.width, int(wide.abs().max()).bit_length() + 1))
+    return wide if width > 32 else wide.to(torch.int32), str(Fixed(width, width - fmt.finest))
 
 
 def emit_scaled(layer: WeightedLayer, scales: Scales, x: Tensor, formats: dict[str, Any]) -> Tensor:
@@ -45,40 +60,34 @@ def emit_scaled(layer: WeightedLayer, scales: Scales, x: Tensor, formats: dict[s
         layer: The layer.
         scales: What stands beside its trits.
         x: Its input.
-        formats: Attributes of its node; ``b_format`` where it has a bias.
+        formats: The texts that freezing stored.
     """
-    rest = {"khot": scales.khot} if scales.khot is not None else {}
     op, shape, attrs = layer.node(x)
-    last = op == "Linear"
+    last = op == "Linear" and x.dim() > 2
     if scales.before is not None:
-        codes, fmt = layer.input_scale_codes, scales.before[1]
-        x = _multiply(x, codes, fmt, layer.no_input_bias, None, rest, last)
-    own = {key: value for key, value in formats.items() if key != "b_format"}
-    y = emit(op, (x, layer.weight_codes), shape, **own, **attrs)
+        x = _multiply(layer, x, ("input_scale", scales.before[1]), ("no_input_bias", None), last)
+    y = emit(op, (x, layer.weight_codes), shape, w_format=formats["w_format"], **attrs)
     stated = formats.get("b_format")
-    bias = layer.no_bias if stated is None else layer.bias_codes
-    return _multiply(y, layer.scale_codes, scales.behind[1], bias, stated, rest, last)
+    bias = ("no_bias", None) if stated is None else ("bias_codes", stated)
+    return _multiply(layer, y, ("scale", scales.behind[1]), bias, last)
 
 
 def _multiply(
-    x: Tensor, codes: Tensor, fmt: Fixed, bias: Tensor, stated: str | None, rest: dict[str, Any], last: bool
+    layer: WeightedLayer, x: Tensor, scale: tuple[str, Fixed], bias: tuple[str, str | None], last: bool
 ) -> Tensor:
-    """``codes * x + bias`` along axis 1, or along the last axis of three and more where `last` says so.
-
-    `stated` is the format of the bias; without it the bias is 0.
-    """
-    if x.dim() == 2 or not last:
+    """``scale * x + bias`` along axis 1, or along the last axis of three and more where `last` says so."""
+    scales, formats = layer._scales, layer._formats
+    assert scales is not None
+    name, stated = bias
+    if not last:
         own = {} if stated is None else {"b_format": stated}
-        return emit("Affine", (x, codes, bias), x.shape, a_format=str(fmt), **own, **rest)
-    y = x * _constant(codes, fmt)
-    return y if stated is None else y + _constant(bias, Fixed.parse(stated))
+        own |= {"khot": scales.khot} if scales.khot is not None else {}
+        codes = getattr(layer, f"{scale[0]}_codes")
+        return emit("Affine", (x, codes, getattr(layer, name)), x.shape, a_format=str(scale[1]), **own)
+    y = x * _constant(layer, f"{scale[0]}_constant", formats)
+    return y if stated is None else y + _constant(layer, "bias_constant", formats)
 
 
-def _constant(codes: Tensor, fmt: Fixed) -> Tensor:
-    """A constant operand; channels of different binary points are brought to the finest."""
-    fracs = torch.tensor(fmt.fracs).expand(codes.shape)
-    wide = codes.to(torch.int64) << (fmt.finest - fracs)
-    largest = int(wide.abs().max())
-    width = min(64, max(fmt.width, largest.bit_length() + 1))
-    kept = wide if width > 32 else wide.to(torch.int32)
-    return emit("Constant", (kept,), kept.shape, y_format=str(Fixed(width, width - fmt.finest)))
+def _constant(layer: WeightedLayer, name: str, formats: dict[str, Any]) -> Tensor:
+    codes = getattr(layer, name)
+    return emit("Constant", (codes,), codes.shape, y_format=formats[name])
