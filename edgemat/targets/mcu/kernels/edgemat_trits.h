@@ -130,11 +130,12 @@ static EM_NOINLINE void EM_PASTE(EM_FUNCTION, _fill)(EM_PASTE(EM_FUNCTION, _tabl
         const EM_WORD d1 = EM_BOTH(x1), d2 = EM_BOTH(x2), d3 = EM_BOTH((EM_WORD)x[3]);
         const EM_WORD d4 = EM_BOTH((EM_WORD)(EM_TRITS == 5 ? x[EM_TRITS - 1] : 0));
         const EM_WORD back = d4 - d3 - d3;
-        const EM_WORD d12 = d1 + d2, last = d3 + d3 + d4 + d4;
+        const EM_WORD d12 = d1 + d2;
 #if EM_ENTRY_BITS == 16
         const EM_WORD d0 = EM_BOTH(x0), v = EM_BOTH((EM_WORD)EM_OFFSET) - d0 - d12 - d3 - d4;
         const EM_WORD a = v + EM_PAIR(0, x0), b = v + EM_PAIR(x0 + x0, x1), c = a + d0 + d1;
         const EM_WORD s = v + EM_PAIR(x0 + x0 + x1 + x1, x2);
+        const EM_WORD last = d3 + d3 + d4 + d4; /* what the last block adds to the first */
         const EM_WORD one = d12 - last, two = d2 + d2 - last, three = d12 + one;
         EM_WORD w[7] = {a, b, c, a + d1 + d1, s, c + d2 - d1, a + d12};
         p = EM_PASTE(EM_FUNCTION, _blocks)(p, w, d3, back);

@@ -19,8 +19,8 @@ void EM_FUNCTION(const em_linear_params* p, const EM_X* x, const EM_W* weight, c
                  const em_epilogue* epilogue, EM_Y* y, void* scratch) {
     const EM_B* const given = p->has_bias ? bias : NULL;
     const EM_PASTE(EM_FUNCTION, _space) space = EM_PASTE(EM_FUNCTION, _divide)(scratch, p->out_features);
-    for (int32_t r = 0; r < p->rows; r += EM_LANES) {
-        EM_Y* const next = r + 1 < p->rows ? y + p->out_features : y;
+    for (int32_t r = 0; r < p->rows; r += EM_LANES) { /* a last row alone goes in both lanes */
+        EM_Y* const next = EM_LANES == 2 && r + 1 < p->rows ? y + p->out_features : y;
 #if EM_LANES == 2
         const EM_X* const other = r + 1 < p->rows ? x + p->in_features : x;
         for (int32_t i = 0; i < p->in_features; ++i) {
@@ -33,8 +33,8 @@ void EM_FUNCTION(const em_linear_params* p, const EM_X* x, const EM_W* weight, c
 #endif
         EM_PASTE(EM_FUNCTION, _sums)(&space, from, p->in_features, weight, given, p->out_features);
         EM_PASTE(EM_FUNCTION, _results)(space.sums, given, epilogue, 0, p->out_features, y, next);
-        for (int32_t lane = 0; lane < EM_LANES; ++lane, x += p->in_features, y += p->out_features) {
-        }
+        y = next + p->out_features;
+        x += EM_LANES == 2 ? p->in_features + p->in_features : p->in_features;
     }
 }
 #include "edgemat_trits_end.h"
