@@ -92,13 +92,19 @@ def cli() -> None:
 @click.option(
     "--products", type=click.Choice(["shift_add", "compiler"]), help="How K-hot weights multiply.  [default: shift_add]"
 )
+@click.option(
+    "--ternary-packing",
+    type=click.Choice(["auto", "2", "1.6"]),
+    help="mcu: bits a ternary weight takes in flash.  [default: auto, the faster one]",
+)
 def export(model: Path, target: str, output: Path, **options: Any) -> None:
     """Write a target's project for a lowered MODEL."""
     given = {name: value for name, value in options.items() if value is not None}
-    foreign = [name for name in given if name != "products"]
-    if target == "mcu" and foreign:
-        name = foreign[0].replace("_", "-")
-        raise click.UsageError(f"--{name} belongs to --target hls; --target mcu does not take it.")
+    shared, own = ("products",), ("ternary_packing",)
+    foreign = [name for name in given if name not in shared and (name in own) != (target == "mcu")]
+    if foreign:
+        name, other = foreign[0].replace("_", "-"), "hls" if target == "mcu" else "mcu"
+        raise click.UsageError(f"--{name} belongs to --target {other}; --target {target} does not take it.")
     if "reuse" in given and "plan" in given:
         raise click.UsageError("--reuse and --plan exclude each other; write the reuse factors into the plan.")
     edgemat.export(model, target=target, output=output, **given)

@@ -26,7 +26,8 @@ def export(
         target: ``hls`` (C++ for Vitis HLS) or ``mcu`` (a C99 library).
         output: Folder to write; an earlier export there is replaced.
         **options: For ``hls``: io ("parallel" or "stream"), reuse, plan (a TOML file), clock_ns, part, ports. For both:
-            products ("shift_add" or "compiler"), how weights of few signed powers of two multiply.
+            products ("shift_add" or "compiler"), how weights of few signed powers of two multiply. For ``mcu``:
+            ternary_packing ("auto", "2" or "1.6"), the bits a ternary weight takes in flash.
 
     Returns:
         The folder.
@@ -39,9 +40,11 @@ def export(
         raise UnsupportedOpError(f"target is {target!r}, expected one of {', '.join(TARGETS)}")
     graph = path if isinstance(path, Graph) else read(path)
     if target == "mcu":
-        unknown = [key for key in options if key != "products"]
+        unknown = [key for key in options if key not in ("products", "ternary_packing")]
         if unknown:
-            raise UnsupportedOpError(f"option {unknown[0]!r} is unknown to the target mcu, which takes products alone")
+            raise UnsupportedOpError(
+                f"option {unknown[0]!r} is unknown to the target mcu, which takes products and ternary_packing"
+            )
         from edgemat.targets import mcu
 
         return Path(mcu.export(graph, Path(output), **options))
