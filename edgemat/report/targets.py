@@ -71,6 +71,7 @@ def _hls(graph: Graph) -> TargetCost:
 
     totals: dict[str, Any] = {"clock_ns": Plan().clock_ns, "reuse": Plan().reuse}
     rows: list[tuple[Any, ...]] = []
+    figures = ("node", "latency_cycles", "ii_cycles", "multipliers", "adder_luts")
     for io in IO:
         cost = model_cost(graph, Plan(io=io))
         totals[io] = {
@@ -78,11 +79,13 @@ def _hls(graph: Graph) -> TargetCost:
             "ii_cycles": cost.ii_cycles,
             "multipliers": cost.multipliers,
             "shift_adds": cost.shift_adds,
+            "adders": cost.adders,
+            "adder_luts": cost.adder_luts,
             "memory_bits": cost.memory_bits + cost.fifo_bits,
         }
         rows += [
-            (io, p.node, p.latency_cycles, p.ii_cycles, p.multipliers, p.memory_bits + p.fifo_bits, p.fifo_depths)
+            (io, *(getattr(p, key) for key in figures), p.memory_bits + p.fifo_bits, p.fifo_depths)
             for p in cost.processes
         ]
-    columns = ("io", "node", "latency_cycles", "ii_cycles", "multipliers", "memory_bits", "fifo_depths")
+    columns = ("io", *figures, "memory_bits", "fifo_depths")
     return TargetCost("hls", True, totals, columns, tuple(rows))

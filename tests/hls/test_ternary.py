@@ -52,16 +52,16 @@ def linear(codes, name, x_format="fixed<8,3>", bias=True, rows=()):
     return Call(BY_NAME["Linear"], name, [x, w[0], b[0]], attrs, {1: w[1], 2: b[1]}, (name,))
 
 
-def conv(codes, name, size, stride, pads, groups=1, x_format="fixed<8,3>", op="Conv", **attrs):
-    """A Conv or ConvTranspose over weights of these codes."""
+def conv(codes, name, size, stride, pads, groups=1, x_format="fixed<8,3>"):
+    """A Conv over weights of these codes."""
     w = constant(W_FORMAT, codes)
     dims = codes.ndim - 2
-    channels = codes.shape[0] if op == "ConvTranspose" else codes.shape[1] * groups
-    attrs |= {
+    attrs = {
         "w_format": W_FORMAT, "strides": (stride,) * dims, "pads": pads, "dilations": (1,) * dims, "groups": groups,
         "requantize": REQUANTIZE,
     }  # fmt: skip
-    return Call(BY_NAME[op], name, [tensor(x_format, (None, channels, *size)), w[0]], attrs, {1: w[1]}, (name,))
+    x = tensor(x_format, (None, codes.shape[1] * groups, *size))
+    return Call(BY_NAME["Conv"], name, [x, w[0]], attrs, {1: w[1]}, (name,))
 
 
 def layers():

@@ -71,7 +71,7 @@ class TernaryUnit:
 
     Args:
         plan: choices of the project.
-        step: a linear, conv or conv_transpose step whose parameter `ternary` is 1.
+        step: a linear or conv step whose parameter `ternary` is 1.
     """
 
     def __init__(self, plan: Plan, step: Step) -> None:

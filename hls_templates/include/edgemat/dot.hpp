@@ -125,7 +125,7 @@ void dot(const typename C::x0_t taps[DEPTH * GROUPS], const typename C::weight_t
     }
 }
 
-// The dot product as the loops of Linear, Conv and ConvTranspose call it.
+// The dot product as the loops of Linear and Conv call it.
 struct dense_dot {
     template <class C, int OUTPUTS, int DEPTH, int CHANNELS, int GROUPS, class Row>
     static void dot(const typename C::x0_t* taps, typename C::y_t* y, const Row* weight,
