@@ -122,6 +122,9 @@ class Conversion(Handlers):
         if not node.users:
             self.values[node] = Value(copied, None, False, tensor=False)
             return
+        if self.indexes(node):
+            self.values[node] = Value(copied, None, False, tensor=False)
+            return
         fmt = self.recipe.input_format(node.name)
         rules = self.recipe.layer([])
         quantizer = activation_quantizer(rules.activation_spec(fmt), self.channels(node), role="input")

@@ -11,6 +11,7 @@ from edgemat.errors import FormatError
 from edgemat.formats import Fixed
 from edgemat.nn import activation, arrangement, convolution, join, linear, pooling, tables
 from edgemat.nn.batch_norm import BatchNorm, QuantBatchNorm
+from edgemat.nn.embedding import embedding_like
 from edgemat.nn.kinds import TABLE_NAMES, as_number, module_type
 from edgemat.nn.layer import QuantLayer
 from edgemat.nn.placement import Placement, Value
@@ -128,6 +129,25 @@ class Handlers(Placement):
         )
         layer.link(x.source)
         self.finish(node, self.call(self.module_name(node), layer, x.node), layer, False)
+
+    def indexes(self, node: fx.Node) -> bool:
+        """Whether an input is an index of embeddings, and of nothing else."""
+        takers = [self.kinds[user] == "embedding" for user in node.users]
+        if any(takers) and not all(takers):
+            raise refuse(
+                node, self.root, "is an index of an Embedding and a number", "give the number an input of its own"
+            )
+        return all(takers)
+
+    def do_embedding(self, node: fx.Node) -> None:
+        """Embedding: its rows leave in the format of the layer's activations."""
+        index = self.values[node.args[0]]  # type: ignore[index]
+        if index.tensor:
+            raise refuse(node, self.root, "is indexed by a computed value", "index it by an input of the network")
+        layer = embedding_like(self.old_module(node), self.layer_recipe(node).activations)
+        name = self.module_name(node)
+        layer.path = name
+        self.values[node] = Value(self.call(name, layer, index.node), layer.output, False)
 
     # -- activations ----------------------------------------------------------------------------------------------
     def do_relu(self, node: fx.Node) -> None:

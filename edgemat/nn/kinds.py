@@ -29,6 +29,7 @@ MODULES: dict[type[nn.Module], str] = {
     nn.Hardsigmoid: "table",
     nn.Hardswish: "table",
     nn.Softmax: "softmax",
+    nn.Embedding: "embedding",
     nn.AvgPool1d: "avg_pool",
     nn.AvgPool2d: "avg_pool",
     nn.AdaptiveAvgPool1d: "adaptive_avg_pool",

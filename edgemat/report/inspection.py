@@ -15,7 +15,7 @@ from edgemat.lower.states import State
 from edgemat.lower.writer import FORMAT_VERSION
 from edgemat.op import Call, Tensor
 from edgemat.report.carrier import carriers, reach_bits
-from edgemat.report.nodes import Edge, NodeReport, StateReport
+from edgemat.report.nodes import Edge, NodeReport, StateReport, Ternary
 from edgemat.report.targets import TargetCost, target_cost
 from edgemat.targets.mcu.storage import size_of, storage
 
@@ -131,6 +131,18 @@ def _state(state: State) -> StateReport:
     )
 
 
+def _ternary(call: Call) -> Ternary | None:
+    if call.op.name not in ("Linear", "Conv"):
+        return None
+    native = call.op.native(call)
+    if not native.params.get("ternary"):
+        return None
+    weight = native.arrays["weight"]
+    rows = weight.reshape(len(weight), -1) != 0
+    counts = rows.sum(1)
+    return Ternary(int(counts.max()), rows.shape[1], (call.x[0].lo, call.x[0].hi), 1.0 - float(rows.mean()))
+
+
 def _edge(tensor: Tensor) -> Edge:
     return Edge(tensor.name, tensor.shape, str(tensor.format), (tensor.lo, tensor.hi))
 
@@ -163,6 +175,7 @@ def _node(call: Call, function: ir.Function) -> NodeReport:
         bounds.width or 0,
         wanted,
         cost.ebops,
+        _ternary(call),
     )
 
 

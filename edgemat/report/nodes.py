@@ -16,6 +16,23 @@ class Edge:
 
 
 @dataclass(frozen=True)
+class Ternary:
+    """What a ternary layer's sums are made of.
+
+    Attributes:
+        nonzeros: largest number of weights of one output that are not 0.
+        fan_in: weights of one output.
+        input: interval of the input's codes.
+        zeros: share of all weights that are 0.
+    """
+
+    nonzeros: int
+    fan_in: int
+    input: tuple[int, int]
+    zeros: float
+
+
+@dataclass(frozen=True)
 class NodeReport:
     """One node of the lowered graph.
 
@@ -38,6 +55,8 @@ class NodeReport:
         accumulator: bits the file states for the sum (P), which native code uses exactly; 0 where it states none.
         needed_bits: bits that hold every partial sum in any order.
         ebops: effective bit operations of one sample (HGQ, arXiv 2405.00645).
+        ternary: why a layer of ternary weights needs its accumulator: the largest number of weights of an output that
+            are not 0, and the interval of the input's codes; None for other nodes.
     """
 
     name: str
@@ -58,6 +77,7 @@ class NodeReport:
     accumulator: int = 0
     needed_bits: int = 0
     ebops: int = 0
+    ternary: Ternary | None = None
 
 
 @dataclass(frozen=True)

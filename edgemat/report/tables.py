@@ -46,6 +46,9 @@ def inspection_tables(
         *(f"{totals[key]:,}" for key in ("multiplies", "additions", "shift_adds", "weight_bits", "ebops")),
     )
     parts: list[RenderableType] = [ports, nodes, _proof(overflow)]
+    trits = [node for node in reports if node.ternary is not None]
+    if trits:
+        parts.insert(2, _sums_of_trits(trits))
     if states:
         kept = _table("recurrent states", "state", "shape", "format", "bits", "C bytes")
         for state in states:
@@ -83,6 +86,17 @@ def _cells(node: NodeReport) -> list[str]:
         f"{node.weight_bits:,}",
         f"{node.ebops:,}",
     ]
+
+
+def _sums_of_trits(nodes: Sequence[NodeReport]) -> Table:
+    """What the accumulators of ternary layers need, and why: the scale is a binary point and takes no bits."""
+    made = _table("ternary layers", "node", "accumulator bits", "weights not 0 (largest)", "input codes", "zeros")
+    for node in nodes:
+        found = node.ternary
+        assert found is not None
+        fan_in = f"{found.nonzeros:,} of {found.fan_in:,}"
+        _row(made, node.name, str(node.hls_bits), fan_in, _interval(found.input), f"{found.zeros:.1%}")
+    return made
 
 
 def _proof(proof: Mapping[str, Any]) -> Text:

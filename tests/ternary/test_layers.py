@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import edgemat
 from edgemat.errors import FormatError, LoweringError
 from edgemat.lower.reader import read
-from edgemat.nn import TernaryConv1d, TernaryConv2d, TernaryLinear, TernaryQuantizer
+from edgemat.nn import FixedQuantizer, TernaryConv1d, TernaryConv2d, TernaryLinear, TernaryQuantizer
 from edgemat.nn.ternary_rank1 import SPREAD, Rank1Quantizer
 
 KINDS = ("absmean", "learned", "b1.58", "binary", "onebit")
@@ -113,50 +113,62 @@ def test_rank_one_scales_start_at_the_singular_vectors() -> None:
 
 
 # -- exported bits ------------------------------------------------------------------------------------------------
-def network(kind: str, scale: str, per_channel: bool, bias: bool) -> nn.Sequential:
-    torch.manual_seed(3)
-    options = {"ternary": kind, "scale": scale, "per_channel": per_channel, "bias": bias, **FIXED}
-    return nn.Sequential(
-        TernaryConv2d(2, 4, 3, padding=1, **options),
-        TernaryConv2d(4, 6, 3, stride=2, groups=1 if kind == "onebit" else 2, **options),
-        nn.Flatten(),
-        TernaryLinear(54, 7, **options),
-    )
+class Branches(nn.Module):
+    """A layer for each setting, side by side behind one input quantiser: convolutions and fully connected layers."""
+
+    def __init__(self, settings: list[tuple[str, str, bool]]):
+        super().__init__()
+        torch.manual_seed(3)
+        self.entry = FixedQuantizer("fixed<8,3>")
+        self.branches = nn.ModuleList()
+        for i, (kind, scale, per_channel) in enumerate(settings):
+            options = {"ternary": kind, "scale": scale, "per_channel": per_channel, "bias": i % 3 > 0}
+            options |= {"input": None, "output": "fixed<8,3>"}
+            made = TernaryConv1d(2, 4, 3, padding=1, **options) if i % 2 else TernaryLinear(12, 7, **options)
+            made.link(self.entry)
+            self.branches.append(made)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        x = self.entry(x)
+        flat = x.flatten(1)
+        return [branch(flat if i % 2 == 0 else x) for i, branch in enumerate(self.branches)]
 
 
-@pytest.mark.parametrize(("kind", "scale", "per_channel"), SETTINGS)
-def test_eval_is_the_exported_file(kind: str, scale: str, per_channel: bool, tmp_path: Path) -> None:
-    net = network(kind, scale, per_channel, bias=SETTINGS.index((kind, scale, per_channel)) % 3 > 0)
-    x = 3 * torch.randn(9, 2, 8, 8)
-    net.train()(x).sum().backward()
+def test_eval_is_the_exported_file(tmp_path: Path) -> None:
+    net = Branches(SETTINGS)
+    x = 3 * torch.randn(9, 2, 6)
+    sum(y.sum() for y in net.train()(x)).backward()
     for name, parameter in net.named_parameters():
         assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), name
-    expected = net.eval()(x).detach().numpy()
+    expected = [y.detach().numpy() for y in net.eval()(x)]
     edgemat.to_onnx(net, (x[:2],), tmp_path / "net.onnx")
     found = edgemat.Simulator(tmp_path / "net.onnx")(x.numpy())
-    assert expected.std() > 0 and np.array_equal(found, expected)
+    assert isinstance(found, dict) and len(found) == len(SETTINGS)
+    for wanted, got in zip(expected, found.values(), strict=True):
+        assert wanted.std() > 0 and np.array_equal(got, wanted)
     calls = [call for call in read(tmp_path / "net.onnx").nodes if call.op.name in ("Conv", "Linear")]
-    key = "bipolar" if kind in ("binary", "onebit") else "ternary"
-    assert len(calls) == 3 and all(call.op.native(call).params.get(key) == 1 for call in calls)
+    params = [call.op.native(call).params for call in calls]
+    two = sum(kind in ("binary", "onebit") for kind, _, _ in SETTINGS)
+    assert sum(p.get("bipolar", 0) for p in params) == two
+    assert sum(p.get("ternary", 0) for p in params) == len(SETTINGS) - two
 
 
 def test_every_backend_computes_a_ternary_network(tmp_path: Path) -> None:
-    for kind, scale in (("absmean", "power_of_two"), ("learned", "fixed<5>"), ("onebit", "power_of_two")):
-        net = network(kind, scale, True, True).eval()
-        x = 3 * torch.randn(4, 2, 8, 8)
-        edgemat.to_onnx(net, (x[:2],), tmp_path / "net.onnx")
-        report = edgemat.verify(tmp_path / "net.onnx", x.numpy(), module=net)
-        assert report.ok and {"reference", "onnx", "torch"} <= set(report.backends)
+    net = Branches([("absmean", "power_of_two", True), ("learned", "fixed<5>", True), ("onebit", "power_of_two", True)])
+    x = 3 * torch.randn(4, 2, 6)
+    edgemat.to_onnx(net.eval(), (x[:2],), tmp_path / "net.onnx")
+    report = edgemat.verify(tmp_path / "net.onnx", x.numpy(), module=net)
+    assert report.ok and {"reference", "onnx", "torch"} <= set(report.backends)
 
 
 def test_sequences_keep_their_axes(tmp_path: Path) -> None:
-    for kind, scale in (("absmean", "fixed<6>"), ("binary", "power_of_two"), ("onebit", "power_of_two")):
-        torch.manual_seed(0)
-        layer = TernaryLinear(6, 5, True, ternary=kind, scale=scale, **FIXED).eval()
-        x = 3 * torch.randn(4, 3, 6)
-        edgemat.to_onnx(layer, (x[:2],), tmp_path / "net.onnx")
-        found = edgemat.Simulator(tmp_path / "net.onnx")(x.numpy())
-        assert np.array_equal(found, layer(x).detach().numpy())
+    torch.manual_seed(0)
+    settings = (("absmean", "fixed<6>"), ("binary", "power_of_two"), ("onebit", "power_of_two"))
+    layers = [TernaryLinear(6, 6, i > 0, ternary=k, scale=s, **FIXED) for i, (k, s) in enumerate(settings)]
+    net = nn.Sequential(*layers).eval()
+    x = 3 * torch.randn(4, 3, 6)
+    edgemat.to_onnx(net, (x[:2],), tmp_path / "net.onnx")
+    assert np.array_equal(edgemat.Simulator(tmp_path / "net.onnx")(x.numpy()), net(x).detach().numpy())
 
 
 def test_conv1d_and_a_recipe_of_ternary_weights(tmp_path: Path) -> None:
@@ -176,7 +188,7 @@ def test_conv1d_and_a_recipe_of_ternary_weights(tmp_path: Path) -> None:
         assert np.array_equal(edgemat.Simulator(tmp_path / "net.onnx")(x.numpy()), q(x).detach().numpy())
         ops = [call.op.name for call in read(tmp_path / "net.onnx").nodes]
         assert ops.count("Affine") == (2 if scale == "fixed<8>" else 1 + len(rules))
-    assert TernaryConv1d(2, 3, 5, padding=2).weight.shape == (3, 2, 5)
+    assert TernaryConv2d(2, 4, 3, groups=2).weight.shape == (4, 1, 3, 3)
 
 
 def test_a_checkpoint_brings_the_scale_and_is_no_others() -> None:
@@ -253,9 +265,9 @@ def test_a_free_scale_trains_and_is_refused_at_export(tmp_path: Path) -> None:
 
 def test_what_trits_cannot_be_combined_with_is_refused() -> None:
     with pytest.raises(FormatError, match=r"khot=1, expected one of the two"):
-        edgemat.quantize(nn.Linear(2, 2), edgemat.Recipe(weights="ternary", khot=1))
+        edgemat.quantize(nn.Sequential(nn.Linear(2, 2)), edgemat.Recipe(weights="ternary", khot=1))
     with pytest.raises(FormatError, match="a learned width"):
-        edgemat.quantize(nn.Linear(2, 2), edgemat.Recipe(weights="binary", learn_widths="weights"))
+        edgemat.quantize(nn.Sequential(nn.Linear(2, 2)), edgemat.Recipe(weights="binary", learn_widths="weights"))
     with pytest.raises(FormatError, match="weights is 'ternary' with ternary='binary'"):
         edgemat.Recipe(weights="ternary", ternary="binary")
     with pytest.raises(FormatError, match="did you mean 'absmean'"):
