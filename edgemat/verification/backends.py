@@ -186,15 +186,15 @@ class Torch(Backend):
     def run_sequence(self, graph: Graph, codes: Codes, values: Codes | None) -> Codes:
         import torch
 
-        from edgemat.nn.state import states_of
-
         module = self._module
         assert isinstance(module, torch.nn.Module)
         copied = copy.deepcopy(module).eval()
         device = next((p.device for p in copied.parameters()), torch.device("cpu"))
-        states = states_of(copied)
+        parts_of = dict(copied.named_modules())
+        states = {state.name: parts_of.get(state.name) for state in graph.states}
         for part in states.values():
-            part.reset()
+            if hasattr(part, "reset"):
+                part.reset()
         parts: list[Codes] = []
         with torch.no_grad():
             for step in range(next(iter(codes.values())).shape[0]):
@@ -203,7 +203,7 @@ class Torch(Backend):
                 named = zip(graph.outputs, found, strict=True)
                 made = {name: codes_of(t.cpu().numpy(), graph.tensors[name].format) for name, t in named}
                 for state in graph.states:
-                    kept = states[state.name].value if state.name in states else None
+                    kept = getattr(states[state.name], "value", None)
                     if kept is None:
                         raise EdgematError(
                             f"the module has no state {state.name!r}, or did not write it; pass the module the file "

@@ -125,10 +125,11 @@ def locate(graph: Graph, backend: Backend, codes: Codes, expected: Codes, found:
     step = int(wrong.any(axis=(0, 2)).argmax())
     sequence = int(wrong[:, step].any(axis=0).argmax())
     alone = {name: array[: step + 1, sequence : sequence + 1] for name, array in codes.items()}
+    before = {name: array[:, : sequence + 1] for name, array in codes.items()}  # what they left may be the fault
     inner = [call.outputs[0] for call in graph.nodes]
     truth = {name: array[step, 0] for name, array in reference.run_sequence(graph, alone, [*inner, *names]).items()}
     try:
-        shown = {name: array[step, 0] for name, array in backend.trace_sequence(graph, alone).items()}
+        shown = {name: array[step, sequence] for name, array in backend.trace_sequence(graph, before).items()}
     except (EdgematError, NotImplementedError):
         shown = {}
     shown |= {name: found[name][step, sequence] for name in names}
