@@ -1,6 +1,7 @@
 """`GLU`: the channel mixer of the MatMul-free language model (arXiv 2406.02528, section 3.3.2), SwiGLU with trits.
 
-``y = (silu(x Wg) * (x Wu)) Wd``, every W ternary, SiLU from a table.
+``y = norm(silu(x Wg) * (x Wu)) Wd``, every W ternary, SiLU from a table. The norm is that of the published ternary
+layer, which normalises its own input; it may be left out. (The inputs of Wg and Wu are normalised by whoever calls.)
 """
 
 from __future__ import annotations
@@ -14,11 +15,16 @@ from edgemat.errors import FormatError
 from edgemat.formats import Fixed
 from edgemat.nn.join import QuantMul
 from edgemat.nn.layer import QuantLayer
+from edgemat.nn.normalization import RMSNorm
 from edgemat.nn.quantizer import FixedQuantizer
 from edgemat.nn.tables import TABLE_BITS, QuantTable
 from edgemat.nn.ternary import TernaryLinear
 
 STEP = 256
+EPS = 1e-8
+"""What the published ternary layer's norm adds to the mean square."""
+NORMALISED = "fixed<16>"
+"""Format of what is normalised next."""
 
 
 def hidden_width(dim: int) -> int:
@@ -48,6 +54,13 @@ def table_format(format: str | Fixed, label: str) -> Fixed:
     return fmt
 
 
+def normalizer(features: int, source: FixedQuantizer | None, output: str | Fixed) -> RMSNorm:
+    """The norm in front of a ternary projection."""
+    layer = RMSNorm(features, EPS, input=None, output=output)
+    layer.link(source)
+    return layer
+
+
 class GLU(QuantLayer):
     """``[..., dim]`` to ``[..., dim]``.
 
@@ -59,6 +72,7 @@ class GLU(QuantLayer):
         gate: Format of ``x Wg``, which indexes the table: at most 12 bits.
         activations: Format of silu's values, of ``x Wu`` and of the product.
         output: Format of the result, or None for the exact sums.
+        norm: Whether the product is normalised (`RMSNorm`) before the last projection.
 
     Raises:
         FormatError: for a gate of more than 12 bits.
@@ -76,6 +90,7 @@ class GLU(QuantLayer):
         gate: str | Fixed = "fixed<10>",
         activations: str | Fixed = "fixed<8>",
         output: str | Fixed | FixedQuantizer | None = None,
+        norm: bool = True,
     ):
         super().__init__(input)
         self.dim, self.hidden = dim, hidden_width(dim) if hidden is None else hidden
@@ -85,9 +100,11 @@ class GLU(QuantLayer):
         self.up_proj = projection(dim, self.hidden, source, activations, options)
         self.silu = QuantTable("silu", activations, input=None)
         self.silu.link(self.gate_proj.output_quantizer)
-        self.product = QuantMul(activations)
+        self.product = QuantMul(NORMALISED if norm else activations)
         self.product.link(self.silu.output_quantizer, self.up_proj.output_quantizer)
-        self.down_proj = projection(self.hidden, dim, self.product.output_quantizer, None, options)
+        self.norm = normalizer(self.hidden, self.product.output_quantizer, activations) if norm else None
+        source = self.product.output_quantizer if self.norm is None else self.norm.output_quantizer
+        self.down_proj = projection(self.hidden, dim, source, None, options)
         self.down_proj.output_quantizer = None if output is None else self.made_output(output)
 
     def made_output(self, output: str | Fixed | FixedQuantizer) -> FixedQuantizer:
@@ -103,8 +120,8 @@ class GLU(QuantLayer):
     def forward(self, x: Tensor) -> Tensor:
         """Mixes the features of each token."""
         x = self.enter(x)
-        y: Tensor = self.down_proj(self.product(self.silu(self.gate_proj(x)), self.up_proj(x)))
-        return y
+        y: Tensor = self.product(self.silu(self.gate_proj(x)), self.up_proj(x))
+        return self.down_proj(y if self.norm is None else self.norm(y))
 
     @torch.no_grad()
     def reset_parameters(self, deviation: float = 0.02, residuals: int = 1) -> None:

@@ -4,12 +4,15 @@
 
     f = sigmoid(x Wf)    c = silu(x Wc)    g = sigmoid(x Wg)
     h = f * h' + (1 - f) * c
-    y = (g * h) Wo
+    y = norm(g * h) Wo
 
 ``form="released"`` (the authors' code) bounds f from below, feature by feature, and normalises the gate::
 
     f = b + (1 - b) * sigmoid(x Wf)        c, h as above
-    y = (rms_norm(x Wg) * silu(h)) Wo
+    y = norm(rms_norm(x Wg) * silu(h)) Wo
+
+``norm`` is that of the published ternary layer, which normalises its own input; it may be left out. (The inputs of Wf,
+Wc and Wg are normalised by whoever calls.)
 
 **Numbers.** Sigmoid and SiLU are tables of at most 12 bits of input. f is a share of 1, unsigned with no integer bits,
 so that 1 - f is exact. ``f * h' + (1 - f) * c`` is one exact sum, rounded once into the state's format. In the released
@@ -28,7 +31,7 @@ from edgemat.errors import FormatError
 from edgemat.formats import Fixed
 from edgemat.nn.activation import QuantConstant
 from edgemat.nn.emission import exporting
-from edgemat.nn.glu import projection, table_format
+from edgemat.nn.glu import NORMALISED, normalizer, projection, table_format
 from edgemat.nn.join import QuantMul
 from edgemat.nn.layer import QuantLayer, exact_arithmetic
 from edgemat.nn.quantizer import FixedQuantizer
@@ -58,6 +61,7 @@ class MLGRU(QuantLayer):
         activations: Format of c, of the output gate and of the gated state.
         state: Format of the state.
         output: Format of the result, or None for the exact sums.
+        norm: Whether the gated state is normalised (`RMSNorm`) before the last projection.
 
     Raises:
         FormatError: for another form, projections of more than 12 bits, or another format of f.
@@ -77,6 +81,7 @@ class MLGRU(QuantLayer):
         activations: str | Fixed = "fixed<8>",
         state: str | Fixed = "fixed<16>",
         output: str | Fixed | FixedQuantizer | None = None,
+        norm: bool = True,
     ):
         super().__init__(input)
         if form not in FORMS:
@@ -97,24 +102,23 @@ class MLGRU(QuantLayer):
         self.one = QuantConstant(Fixed(2, 2), torch.ones(1))
         self.state = QuantState(dim, state)
         kept = self.state.output_quantizer
-        self.product = QuantMul(activations)
+        self.product = QuantMul(NORMALISED if norm else activations)
         if form == "paper":
             self.gate: nn.Module = QuantTable("sigmoid", activations, input=None)
             self.gate.link(self.g_proj.output_quantizer)  # type: ignore[operator]
             self.product.link(self.gate.output_quantizer, kept)  # type: ignore[arg-type]
         else:
             self._build_released(dim, gate, narrow, activations)
-        self.o_proj = projection(dim, dim, self.product.output_quantizer, None, options)
+        self.norm = normalizer(dim, self.product.output_quantizer, activations) if norm else None
+        last = self.product.output_quantizer if self.norm is None else self.norm.output_quantizer
+        self.o_proj = projection(dim, dim, last, None, options)
         if output is not None:
             made = output if isinstance(output, FixedQuantizer) else FixedQuantizer(output, role="requantize")
             self.o_proj.output_quantizer = made
         self.reset_parameters()
 
     def _build_released(self, dim: int, gate: Fixed, narrow: Fixed, activations: str | Fixed) -> None:
-        from edgemat.nn.normalization import RMSNorm
-
-        self.gate = RMSNorm(dim, input=None, output=activations)
-        self.gate.link(self.g_proj.output_quantizer)
+        self.gate = normalizer(dim, self.g_proj.output_quantizer, activations)
         self.swish = QuantTable("silu", activations, input=narrow)
         assert self.swish.input_quantizer is not None
         self.swish.input_quantizer.role = "requantize"
@@ -162,8 +166,8 @@ class MLGRU(QuantLayer):
     def gated(self, gate: Tensor, h: Tensor) -> Tensor:
         """The output of states ``[..., dim]`` under their gates."""
         other = h if self.form == "paper" else self.swish(h)
-        y: Tensor = self.o_proj(self.product(gate, other))
-        return y
+        y: Tensor = self.product(gate, other)
+        return self.o_proj(y if self.norm is None else self.norm(y))
 
     # -- over time ------------------------------------------------------------------------------------------------
     def prefill(self, x: Tensor, bound: Tensor | None = None) -> Tensor:
