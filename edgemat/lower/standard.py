@@ -65,7 +65,7 @@ def symbolic(imp: Importer, node: ir.Node) -> None:
 
 def _stored_as(op_type: str, index: int, attrs: dict[str, object]) -> np.dtype:
     """Type codes of a constant operand are stored in: that of their format; biases are int32."""
-    if op_type in ("Linear", "Conv", "ConvTranspose", "Affine") and index == 2:
+    if op_type in ("Linear", "Conv", "ConvTranspose", "Affine", "LayerNorm") and index == 2:
         return np.dtype(np.int32)
     for key in ("w_format", "slope_format", "table_format", "y_format"):
         if attrs.get(key):

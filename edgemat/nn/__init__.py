@@ -10,9 +10,13 @@ from edgemat.nn.conversion import quantize
 from edgemat.nn.convolution import QuantConv1d, QuantConv2d, QuantConvTranspose2d
 from edgemat.nn.embedding import QuantEmbedding
 from edgemat.nn.fracbnn import FracBNN, FracBNNBlock, FractionalConv2d, QuantRPReLU
+from edgemat.nn.glu import GLU
 from edgemat.nn.join import QuantAdd, QuantConcat, QuantMatMul, QuantMul, QuantSub
 from edgemat.nn.layer import QuantLayer
 from edgemat.nn.linear import QuantLinear
+from edgemat.nn.matmulfree import MatMulFreeLM
+from edgemat.nn.mlgru import MLGRU
+from edgemat.nn.normalization import LayerNorm, QuantLayerNorm, QuantRMSNorm, RMSNorm
 from edgemat.nn.pooling import QuantAdaptiveAvgPool, QuantAvgPool, QuantMean
 from edgemat.nn.preparation import prepare_export
 from edgemat.nn.quantizer import FixedQuantizer, codes
@@ -21,14 +25,19 @@ from edgemat.nn.tables import QuantSigmoid, QuantSoftmax, QuantTable, QuantTanh
 from edgemat.nn.ternary import TernaryConv1d, TernaryConv2d, TernaryLinear
 from edgemat.nn.ternary_quantizer import TernaryQuantizer
 from edgemat.nn.thermometer import ThermometerEncoding
+from edgemat.nn.token_quantizer import TokenQuantizer, TokenScaled
 
 __all__ = [
+    "GLU",
+    "MLGRU",
     "BatchNorm",
     "BipolarQuantizer",
     "FixedQuantizer",
     "FracBNN",
     "FracBNNBlock",
     "FractionalConv2d",
+    "LayerNorm",
+    "MatMulFreeLM",
     "QuantAdaptiveAvgPool",
     "QuantAdd",
     "QuantAvgPool",
@@ -41,11 +50,13 @@ __all__ = [
     "QuantConvTranspose2d",
     "QuantEmbedding",
     "QuantLayer",
+    "QuantLayerNorm",
     "QuantLinear",
     "QuantMatMul",
     "QuantMean",
     "QuantMul",
     "QuantPReLU",
+    "QuantRMSNorm",
     "QuantRPReLU",
     "QuantReLU",
     "QuantSigmoid",
@@ -54,11 +65,14 @@ __all__ = [
     "QuantSub",
     "QuantTable",
     "QuantTanh",
+    "RMSNorm",
     "TernaryConv1d",
     "TernaryConv2d",
     "TernaryLinear",
     "TernaryQuantizer",
     "ThermometerEncoding",
+    "TokenQuantizer",
+    "TokenScaled",
     "calibrate",
     "clip_latent_weights",
     "codes",

@@ -14,6 +14,7 @@ from edgemat.nn.batch_norm import BatchNorm, QuantBatchNorm
 from edgemat.nn.embedding import embedding_like
 from edgemat.nn.kinds import TABLE_NAMES, as_number, module_type
 from edgemat.nn.layer import QuantLayer
+from edgemat.nn.normalization_conversion import parts_of, quantized_norm
 from edgemat.nn.placement import Placement, Value
 from edgemat.nn.quantizer import FixedQuantizer
 from edgemat.nn.tracing import argument, refuse
@@ -463,6 +464,18 @@ class Handlers(Placement):
         layer = tables.QuantSoftmax(dim, quantizer, input=None)
         layer.link(x.source)
         self.finish(node, self.call(self.module_name(node), layer, x.node), layer, True)
+
+    def do_row_norm(self, node: fx.Node) -> None:
+        """RMSNorm and LayerNorm over the last axis, as a module or as a function."""
+        old = self.old_module(node)
+        x = self.operand(self.enter(node, self.values[node.args[0]]))  # type: ignore[index]
+        rules = self.layer_recipe(node)
+        self.check_weights(node, old)
+        parts = parts_of(node, old, self.root)
+        quantizer = self.output_quantizer(node, False)
+        layer = quantized_norm(*parts, weights=rules.parameter_spec(), output=quantizer)
+        layer.link(x.source)
+        self.finish(node, self.call(self.module_name(node), layer, x.node), layer, False)
 
 
 def _set(root: nn.Module, name: str, module: nn.Module) -> None:
