@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from edgemat.errors import FormatError, LoweringError
 from edgemat.formats import Fixed
-from edgemat.nn import compiled, compiled_norm
+from edgemat.nn import compiled
 from edgemat.nn.affine import BatchAffine, batch_statistics, norm_affine
 from edgemat.nn.emission import emit, exporting
 from edgemat.nn.layer import QuantLayer, exact_arithmetic
@@ -65,13 +65,10 @@ class BatchNorm(nn.Module):
     def normalize_quantized(self, x: Tensor, quantizer: FixedQuantizer) -> Tensor:
         """`normalize`, then `quantizer`, in one pass over the data."""
         assert self.running_mean is not None
+        if compiled.compiling():
+            return quantizer(compiled.normalize(self, x))
         gamma = torch.ones_like(self.running_mean) if self.weight is None else self.weight
         beta = torch.zeros_like(self.running_mean) if self.bias is None else self.bias
-        if compiled.compiling():
-            spec = compiled.specification(quantizer.grid, quantizer.relu)
-            y, mean, var, _ = compiled_norm.norm(x, gamma, beta, quantizer.frac, self.eps, spec)
-            compiled_norm.move_statistics(self, mean, var)
-            return y
         momentum = count_batch(self, x)
         return quantizer.normalized(x, gamma, beta, self.running_mean, self.running_var, momentum, self.eps)
 
@@ -206,6 +203,9 @@ class QuantBatchNorm(QuantLayer):
             y = self._fused(x)
             if y is not None:
                 return y
+            if compiled.compiling() and self.uses_batch_statistics and not self.weight_quantizer.observing:
+                y, quantizer = self._compiled(x.float()), self.next_quantizer
+                return quantizer(y) if quantizer is not None and self.quantizes_ahead else self.leave(y)
             mean, var = self.statistics(x)
             source = self.source()
             observing = self.weight_quantizer.observing or (source is not None and source.observing)
@@ -226,14 +226,8 @@ class QuantBatchNorm(QuantLayer):
         factors, quantizer = self.weight_quantizer, self.next_quantizer
         if not (factors.takes_rows(self.weight, False) and quantizer is not None and self.quantizes_ahead):
             return None
-        if self.estimating or self.bias is None or x.numel() == x.shape[1]:
+        if self.estimating or self.bias is None or x.numel() == x.shape[1] or compiled.compiling():
             return None
-        if compiled.compiling():
-            specs = compiled.specification(quantizer.grid, quantizer.relu), compiled.specification(factors.grid)
-            points = factors.frac, quantizer.frac
-            y, *_, mean, var = compiled_norm.norm_affine(x, self.weight, self.bias, *points, self.eps, *specs)
-            compiled_norm.move_statistics(self, mean, var)
-            return y
         momentum = 1.0 / (float(self.num_batches_tracked) + 1.0) if self.momentum is None else float(self.momentum)
         running = self.running_mean, self.running_var, momentum, self.eps
         result = quantizer.grid, quantizer.exponent(), quantizer.relu
@@ -255,6 +249,16 @@ class QuantBatchNorm(QuantLayer):
             return quantizer.affine(x, a, b, mean, var, self.eps)
         y = BatchAffine.apply(x, a, b, mean, var, self.eps)
         return self.leave(y)
+
+    def _compiled(self, x: Tensor) -> Tensor:
+        """`_batch_statistics` for `torch.compile`, the statistics included."""
+        mean, var = compiled.batch_statistics(self, x)
+        a = torch.rsqrt(var + self.eps)
+        if self.weight is not None:
+            a = a * self.weight
+        b = -mean * a if self.bias is None else self.bias - mean * a
+        shape = [1, -1] + [1] * (x.dim() - 2)
+        return x * self.weight_quantizer(a).view(shape) + b.view(shape)
 
     @torch.no_grad()
     def freeze(self) -> None:

@@ -1,40 +1,40 @@
-"""The quantisers as operators that `torch.compile` takes into its graph whole: tracing their Python would break it.
+"""The quantisers in plain tensor operations, for `torch.compile`: its compiler fuses them with what stands around them.
 
-Each operator runs the same code as the eager layers (natively where possible) and hides what a tracer cannot follow:
-the numbers read from binary points. So a compiled step has the bits of an eager one, up to the running statistics of
-batch norms, which the compiler's own code updates. A layer with exact sums is compiled for the carrier that its widths
-prove; if a bias ever pushes a sum beyond it, the operator refuses instead of rounding.
+The eager layers call one native pass for each quantiser, which a compiler cannot look into. Here the same arithmetic,
+exact in the same carriers, is written in operations that it can fuse into its own passes over the data, in the memory
+layout it has chosen, and binary points stay tensors: nothing is read from them, so nothing breaks the graph. What eager
+refuses by a message that needs a number is asserted (`check`): a quantiser whose binary point left the range of a
+float, a bias that saturates, and sums beyond the carrier that the widths of a layer's operands prove.
+
+Every value is exact, so a compiled step has the bits of an eager one wherever the statistics of a batch are not in it:
+these are real numbers, and each compiler sums them in an order of its own.
 """
 
 from __future__ import annotations
 
 from functools import lru_cache
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from edgemat.errors import FormatError
 from edgemat.formats import OVERFLOWS, ROUNDINGS, Fixed
 from edgemat.nn.rounding import (
     EXPONENT_LIMIT,
+    LN2,
     Grid,
-    QuantizeChannels,
-    QuantizeTensor,
-    channel_factors,
+    overflow_,
+    power_of_two,
     round_doubled_,
-    rows_gradients,
 )
-from edgemat.nn.rounding import quantize_rows as native_rows
+
+_KEPT = 16  # more elements than the compiler unrolls a reduction of
+_HOPELESS = 1 << 30  # sums that could reach this are not tried in float32
 
 
 def compiling() -> bool:
     """Whether `torch.compile` is tracing; `torch.export`, which leads to ONNX, does not count."""
     return torch.compiler.is_compiling() and not torch.compiler.is_exporting()
-
-
-_LIBRARY = torch.library.Library("edgemat", "DEF")
 
 
 def specification(grid: Grid, relu: bool = False) -> list[int]:
@@ -47,244 +47,217 @@ def grid_of(width: int, signed: int, rounding: int, overflow: int) -> Grid:
     return Grid.of(Fixed(width, None, bool(signed), ROUNDINGS[rounding], OVERFLOWS[overflow]))
 
 
-def setting_of(spec: list[int], frac: Tensor) -> tuple[Grid, int, bool]:
-    value = float(frac)
-    if not -EXPONENT_LIMIT <= value <= EXPONENT_LIMIT:
-        raise FormatError(
-            f"a quantiser learned {value} fractional bits, expected within +-{EXPONENT_LIMIT}; lower the learning rate "
-            "of the binary points"
-        )
-    return grid_of(*spec[:4]), round(value), bool(spec[4])
+def check(good: Tensor, message: str) -> None:
+    """Raises `message` when the compiled step runs and `good` is false."""
+    torch._assert_async(good, message)
 
 
-def define(schema: str, run: Any, fake: Any, backward: Any = None, keep: Any = None) -> Any:
-    """Registers an operator; `backward` and `keep` (setup_context) make it differentiable."""
-    name = schema.partition("(")[0]
-    _LIBRARY.define(schema)
-    _LIBRARY.impl(name, run, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"edgemat::{name}", fake, lib=_LIBRARY)
-    if backward is not None:
-        torch.library.register_autograd(f"edgemat::{name}", backward, setup_context=keep, lib=_LIBRARY)
-    return getattr(torch.ops.edgemat, name)
+# -- activations and factors --------------------------------------------------------------------------------------
+def factors(frac: Tensor, like: Tensor, axis: int | None) -> tuple[Tensor, Tensor]:
+    """``2**(f + 1)`` and ``2**-f``, laid along `axis` of `like` (None: one binary point), in its dtype."""
+    points = frac.detach().float().round()
+    check(
+        (points.abs() <= EXPONENT_LIMIT).all(),
+        f"a quantiser learned fractional bits beyond +-{EXPONENT_LIMIT}; lower the learning rate of the binary points",
+    )
+    exponents = points.to(torch.int32)
+    both = power_of_two(torch.stack([exponents + 1, -exponents]), like.dtype)
+    # The compiler keeps the result of a reduction in memory; otherwise every element would compute its factors anew.
+    double, step = both.expand(_KEPT, *both.shape).amax(0)
+    if axis is None:
+        return double, step
+    shape = [1] * like.dim()
+    shape[axis] = -1
+    return double.view(shape), step.view(shape)
 
 
-# -- one tensor ---------------------------------------------------------------------------------------------------
-def _quantize(x: Tensor, frac: Tensor, spec: list[int]) -> Tensor:
-    context = SimpleNamespace(needs_input_grad=(True, True), save_for_backward=lambda *tensors: None)
-    return QuantizeTensor.forward(context, x.contiguous(), frac, *setting_of(spec, frac))
+def _rounded(x: Tensor, double: Tensor, step: Tensor, grid: Grid, relu: bool) -> tuple[Tensor, Tensor]:
+    """Whether overflow left the integers alone, and values."""
+    low = max(grid.low, 0) if relu and grid.overflow in ("SAT", "SAT_SYM") else grid.low
+    if relu and low == grid.low:
+        x = x.clamp_min(0.0)
+    rounded = round_doubled_(x * double, grid.rounding)
+    codes = overflow_(rounded.clone(), grid, low)
+    return codes == rounded, codes * step
 
 
-def _quantize_backward(g: Tensor, x: Tensor, y: Tensor, frac: Tensor, spec: list[int]) -> tuple[Tensor, Tensor]:
-    saved = (x.contiguous(), y.contiguous())
-    context = SimpleNamespace(needs_input_grad=(True, True), saved_tensors=saved, setting=setting_of(spec, frac))
-    dx, df = QuantizeTensor.backward(context, g)[:2]
-    return dx, torch.zeros_like(frac) if df is None else df.to(frac.dtype)  # type: ignore[return-value, union-attr]
+def _one(g: Tensor) -> Tensor:
+    """1, read from the gradient: what is computed with it belongs to the backward pass.
+
+    Otherwise the compiler would take what both passes compute alike into the forward one and keep a mask for each
+    quantiser, which costs more than to compute it again.
+    """
+    first = g.detach().reshape(-1)[:1].sum()
+    return torch.where(first > 0, 1.0, torch.ones_like(first))
 
 
-def _carried(x: Tensor, spec: list[int]) -> Tensor:
-    return torch.empty_like(x, dtype=torch.float32 if spec[0] <= 24 else torch.float64).contiguous()
+class Quantize(torch.autograd.Function):
+    """``v`` from `x` and the learned `frac`, one or (with `axis`) one per channel; keeps only x."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, frac: Tensor, grid: Grid, relu: bool, axis: int | None) -> Tensor:
+        work = x if x.dtype == torch.float64 or grid.carrier == torch.float32 else x.double()
+        double, step = factors(frac, work, axis)
+        ctx.save_for_backward(x, frac, double, step)
+        ctx.setting = grid, relu, axis
+        return _rounded(work, double, step, grid, relu)[1].to(grid.carrier)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        grid, relu, axis = ctx.setting
+        x, frac, double, step = ctx.saved_tensors
+        work = x.to(double.dtype)
+        g = grads[0].to(work.dtype)
+        kept, y = _rounded(work, double * _one(g), step, grid, relu)
+        inside = g if grid.overflow == "WRAP" else torch.where(kept, g, 0.0)
+        if relu:
+            inside = torch.where(work > 0, inside, 0.0)
+        if grid.overflow == "WRAP":
+            return inside.to(x.dtype), torch.zeros_like(frac), None, None, None
+        terms = inside * work - g * y
+        # Summed by channel first: the compiler then takes the sums of a batch norm in the same pass.
+        channel = (1 if x.dim() > 1 else 0) if axis is None else axis % x.dim()
+        axes = [d for d in range(x.dim()) if d != channel]
+        sums = terms.sum(axes) if axes else terms
+        df = LN2 * (sums.sum() if axis is None else sums)
+        return inside.to(x.dtype), df.to(frac.dtype), None, None, None
 
 
-_quantize_backward_op = define(
-    "quantize_backward(Tensor g, Tensor x, Tensor y, Tensor frac, int[] spec) -> (Tensor, Tensor)",
-    _quantize_backward,
-    lambda g, x, y, frac, spec: (torch.empty_like(x).contiguous(), torch.empty_like(frac)),
-)
-
-
-def _keep_quantize(ctx: Any, inputs: Any, output: Tensor) -> None:
-    x, frac, ctx.spec = inputs
-    ctx.save_for_backward(x, output, frac)
-
-
-quantize_tensor = define(
-    "quantize(Tensor x, Tensor frac, int[] spec) -> Tensor",
-    _quantize,
-    lambda x, frac, spec: _carried(x, spec),
-    lambda ctx, g: (*_quantize_backward_op(g, *ctx.saved_tensors, ctx.spec), None),
-    _keep_quantize,
-)
-
-
-# -- channels -----------------------------------------------------------------------------------------------------
-def _channels(x: Tensor, frac: Tensor, spec: list[int], axis: int) -> Tensor:
-    grid, relu = grid_of(*spec[:4]), bool(spec[4])
-    return QuantizeChannels.apply(x.detach(), frac.detach(), grid, frac.detach(), axis, relu, None)
-
-
-def _channels_backward(g: Tensor, x: Tensor, frac: Tensor, spec: list[int], axis: int) -> tuple[Tensor, Tensor]:
-    grid, relu = grid_of(*spec[:4]), bool(spec[4])
-    with torch.enable_grad():
-        given, points = x.detach().requires_grad_(), frac.detach().requires_grad_()
-        y = QuantizeChannels.apply(given, points, grid, points, axis, relu, None)
-    dx, df = torch.autograd.grad(y, (given, points), g.to(y.dtype), allow_unused=True)
-    return dx.contiguous(), torch.zeros_like(frac) if df is None else df
-
-
-_channels_backward_op = define(
-    "channels_backward(Tensor g, Tensor x, Tensor frac, int[] spec, int axis) -> (Tensor, Tensor)",
-    _channels_backward,
-    lambda g, x, frac, spec, axis: (torch.empty_like(x).contiguous(), torch.empty_like(frac)),
-)
-
-
-def _keep_channels(ctx: Any, inputs: Any, output: Tensor) -> None:
-    x, frac, ctx.spec, ctx.axis = inputs
-    ctx.save_for_backward(x, frac)
-
-
-quantize_channels = define(
-    "channels(Tensor x, Tensor frac, int[] spec, int axis) -> Tensor",
-    lambda x, frac, spec, axis: _channels(x, frac, spec, axis).contiguous(),
-    lambda x, frac, spec, axis: _carried(x, spec),
-    lambda ctx, g: (*_channels_backward_op(g, *ctx.saved_tensors, ctx.spec, ctx.axis), None, None),
-    _keep_channels,
-)
+def quantize(x: Tensor, frac: Tensor, grid: Grid, relu: bool = False, axis: int | None = None) -> Tensor:
+    """Quantises `x` as `edgemat.nn.rounding.QuantizeTensor` (`axis` None) or `QuantizeChannels` do."""
+    return Quantize.apply(x, frac, grid, relu, axis)
 
 
 # -- weights ------------------------------------------------------------------------------------------------------
-def _rows(
-    x: Tensor, frac: Tensor, gamma: Tensor | None, var: Tensor | None, eps: float, grid: Grid
-) -> tuple[Tensor, Tensor, float]:
-    """`quantize_rows`, natively or by eager torch."""
-    found = native_rows(x, frac, grid, gamma, var, eps)
-    if found is not None:
-        return found
-    scale = None
-    if var is not None:
+class Fold(torch.autograd.Function):
+    """``Q(w * scale) / scale`` by row, the scale being that of a batch norm, ``gamma / sqrt(var + eps)``."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, frac: Tensor, gamma: Tensor | None, var: Tensor, eps: float, grid: Grid) -> Tensor:
         scale = torch.rsqrt(var.double() + eps)
         scale = (scale if gamma is None else scale * gamma.double()).float()
-        scale.masked_fill_(scale == 0.0, 1.0)
-    twice, step = channel_factors(frac, x, 0, scale)
-    codes = round_doubled_(x * twice, grid.rounding).clamp_(grid.low, grid.high)
-    most = codes.abs().reshape(x.shape[0], -1).sum(1, dtype=torch.float64).amax().item()
-    return codes.mul_(step), twice.reshape(-1).contiguous(), most
+        scale = torch.where(scale == 0.0, 1.0, scale)
+        double, step = factors(frac.expand(scale.shape), scale, 0)
+        ctx.save_for_backward(x, double * scale, step / scale)
+        ctx.grid = grid
+        return _rows(x, double * scale, step / scale, grid)[1]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, double, step = ctx.saved_tensors
+        grid = ctx.grid
+        kept, y = _rows(x, double, step, grid)
+        g = grads[0].to(x.dtype)
+        inside = torch.where(kept, g, 0.0)
+        return inside, LN2 * (inside * x - g * y).flatten(1).sum(1), None, None, None, None
 
 
-def _fold(
-    x: Tensor, frac: Tensor, gamma: Tensor | None, var: Tensor | None, eps: float, spec: list[int]
-) -> tuple[Tensor, Tensor]:
-    return _rows(x.contiguous(), frac, gamma, var, eps, grid_of(*spec[:4]))[:2]
+def _rows(x: Tensor, double: Tensor, step: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
+    shape = [-1, *[1] * (x.dim() - 1)]
+    return _rounded(x, double.view(shape), step.view(shape), grid, False)
 
 
-_rows_backward_op = define(
-    "rows_backward(Tensor g, Tensor x, Tensor y, Tensor twice, int[] spec) -> (Tensor, Tensor)",
-    lambda g, x, y, twice, spec: rows_gradients(
-        g.to(x.dtype).contiguous(), x.contiguous(), y.contiguous(), twice, grid_of(*spec[:4])
-    ),
-    lambda g, x, y, twice, spec: (torch.empty_like(x).contiguous(), torch.empty_like(twice)),
-)
+def fold(x: Tensor, frac: Tensor, grid: Grid, norm: tuple[Tensor | None, Tensor, float]) -> Tensor:
+    """Weights as they are deployed with a batch norm (gamma, running variance, eps) folded in, at their own size."""
+    return Fold.apply(x, frac, *norm, grid)
 
 
-def _keep_fold(ctx: Any, inputs: Any, output: tuple[Tensor, Tensor]) -> None:
-    x, _, _, _, _, ctx.spec = inputs
-    ctx.save_for_backward(x, *output)
-    ctx.mark_non_differentiable(output[1])
+class Carried(torch.autograd.Function):
+    """A bias on the grid ``2**-exponents`` in `kind`, its gradient passed through."""
+
+    @staticmethod
+    def forward(ctx: Any, bias: Tensor, codes: Tensor, exponents: Tensor, kind: torch.dtype) -> Tensor:
+        return (codes * power_of_two(-exponents, torch.float64)).to(kind)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return grads[0].float(), None, None, None
 
 
-fold = define(
-    "fold(Tensor x, Tensor frac, Tensor? gamma, Tensor? var, float eps, int[] spec) -> (Tensor, Tensor)",
-    _fold,
-    lambda x, frac, gamma, var, eps, spec: (torch.empty_like(x).contiguous(), torch.empty_like(frac)),
-    lambda ctx, g, _: (*_rows_backward_op(g, *ctx.saved_tensors, ctx.spec), None, None, None, None),
-    _keep_fold,
-)
+def parameters(
+    weight: Tensor, frac: Tensor, bias: Tensor | None, source: Tensor, grid: Grid, sizes: tuple[int, int], narrow: bool
+) -> tuple[Tensor, Tensor | None, int]:
+    """Weights and biases as deployed, and the first LSB that the carrier of their sums does not hold.
 
+    The carrier is float32 where the widths prove it or the layer's last eager step had sums of half its reach; sums
+    of more than it holds, and a bias that saturates, are refused.
 
-def _parameters(
-    x: Tensor, frac: Tensor, bias: Tensor | None, source: Tensor, spec: list[int], bias_width: int, reach: int, top: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Weights, biases and `twice`; refuses sums of more than `top` LSBs."""
-    w, twice, most = _rows(x.contiguous(), frac, None, None, 0.0, grid_of(*spec[:4]))
+    Args:
+        weight: The outputs on axis 0.
+        frac: Fractional bits of the weights, one or one per output.
+        bias: One number per output, or None.
+        source: Fractional bits of the layer's input.
+        grid: The weights' grid.
+        sizes: Bits of the bias, largest absolute code of the input.
+        narrow: Whether float32 held the sums of the last eager step with a bit to spare, or there was none.
+    """
+    fan_in = weight[0].numel()
+    bias_width, reach = sizes
+    static = fan_in * reach * grid.magnitude
+    top = 1 << 24 if static < 1 << 24 or (narrow and static < _HOPELESS) else 1 << 53
     kind = torch.float32 if top == 1 << 24 else torch.float64
-    offset = 0.0
-    b = torch.empty(0, dtype=kind)
+    axis = 0 if frac.dim() else None
+    w = quantize(weight, frac, grid, axis=axis)
+    with torch.no_grad():
+        double, _ = factors(frac, w, axis)
+        sums = (w * (double * 0.5)).abs().flatten(1).sum(1, dtype=torch.float64).amax() * reach
+    b = None
     if bias is not None:
-        exponents = frac.round() + source.round()
-        codes = torch.floor(torch.ldexp(bias.double(), exponents + 1)).mul_(0.5).ceil_()
-        limit = float(1 << (bias_width - 1))
-        codes.clamp_(-limit, limit - 1)
-        offset = codes.abs().amax().item()
-        if offset >= limit - 1:
-            raise FormatError(
-                f"a compiled layer has a bias that saturates its {bias_width} bits, where it has no gradient, expected "
-                "one within them; run this model without torch.compile, or widen the bias"
-            )
-        b = torch.ldexp(codes, -exponents).to(kind)
-    if not most * reach + offset < top:
-        raise FormatError(
-            f"a compiled layer has partial sums of up to {most * reach + offset:.0f} LSBs, expected less than {top}, "
-            "which its carrier holds exactly; run this model without torch.compile, or narrow the input or the weights"
+        with torch.no_grad():
+            exponents = (frac.round() + source.round()).to(torch.int64)
+            doubled = bias.double() * power_of_two(exponents + 1, torch.float64)
+            limit = float(1 << (bias_width - 1))
+            codes = round_doubled_(doubled, "RND").clamp(-limit, limit - 1)
+            offset = codes.abs().amax()
+            sums = sums + offset
+        check(
+            offset < limit - 1,
+            f"a compiled layer has a bias that saturates its {bias_width} bits, where it has no gradient; run this "
+            "model without torch.compile, or widen the bias",
         )
-    return w.to(kind), b, twice
+        b = Carried.apply(bias, codes, exponents, kind)
+    check(
+        sums < top,
+        f"a compiled layer has partial sums of {top} LSBs and more, which its carrier does not hold exactly; run one "
+        "step without torch.compile, from which the layer learns to take float64, or narrow the input or the weights",
+    )
+    return w.to(kind), b, top
 
 
-def _keep_parameters(ctx: Any, inputs: Any, output: tuple[Tensor, Tensor, Tensor]) -> None:
-    x, _, bias, _, ctx.spec, *_ = inputs
-    ctx.biased = bias is not None
-    ctx.save_for_backward(x, output[0], output[2])
-    ctx.mark_non_differentiable(output[2])
+# -- batch norms --------------------------------------------------------------------------------------------------
+def batch_statistics(norm: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance of a batch per channel (axis 1); counts it and moves the running ones of `norm`."""
+    var, mean = torch.var_mean(x, [d for d in range(x.dim()) if d != 1], correction=0)
+    count = x.numel() // x.shape[1]
+    with torch.no_grad():
+        norm.num_batches_tracked.add_(1)
+        momentum = norm.momentum
+        weight = momentum if momentum is not None else 1.0 / norm.num_batches_tracked.to(mean.dtype)
+        norm.running_mean.lerp_(mean, weight)
+        norm.running_var.lerp_(var * (count / (count - 1)), weight)
+    return mean, var
 
 
-def _parameters_backward(ctx: Any, g: Tensor, db: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    x, y, twice = ctx.saved_tensors
-    dx, df = _rows_backward_op(g, x, y.to(x.dtype), twice, ctx.spec)
-    return dx, df, db.to(x.dtype) if ctx.biased else None, None, None, None, None, None
-
-
-parameters = define(
-    "parameters(Tensor x, Tensor frac, Tensor? bias, Tensor source, int[] spec, int bias_width, int reach, int top)"
-    " -> (Tensor, Tensor, Tensor)",
-    _parameters,
-    lambda x, frac, bias, source, spec, bias_width, reach, top: (
-        torch.empty_like(x, dtype=torch.float32 if top == 1 << 24 else torch.float64).contiguous(),
-        x.new_empty(0 if bias is None else bias.shape[0], dtype=torch.float32 if top == 1 << 24 else torch.float64),
-        torch.empty_like(frac),
-    ),
-    _parameters_backward,
-    _keep_parameters,
-)
+def normalize(norm: Any, x: Tensor) -> Tensor:
+    """A training batch norm over axis 1."""
+    mean, var = batch_statistics(norm, x)
+    shape = [1, -1] + [1] * (x.dim() - 2)
+    factor = torch.rsqrt(var + norm.eps)
+    if norm.weight is not None:
+        factor = factor * norm.weight
+    y = (x - mean.view(shape)) * factor.view(shape)
+    return y if norm.bias is None else y + norm.bias.view(shape)
 
 
 # -- sums of two tensors ------------------------------------------------------------------------------------------
-def _aligned_sum(x: Tensor, y: Tensor, fx: Tensor, fy: Tensor, mx: int, my: int, sign: int) -> Tensor:
-    low, high = (int(v) for v in torch.aminmax(torch.cat([fx.reshape(-1), fy.reshape(-1)]).round()))
-    if (mx + my) << (high - low) >= 1 << 24:
-        raise FormatError(
-            f"a compiled sum of two tensors with {low} and {high} fractional bits reaches {(mx + my) << (high - low)} "
-            "LSBs, expected less than 2**24; run this model without torch.compile, or give its operands nearer formats"
-        )
+def aligned_sum(x: Tensor, y: Tensor, fx: Tensor, fy: Tensor, reach: int, sign: int) -> Tensor:
+    """``x + sign * y`` of codes that reach `reach` together, refused where float32 does not hold their aligned sum."""
+    spread = ((1 << 24) - 1) // reach
+    room = spread.bit_length() - 1
+    points = torch.cat([fx.detach().reshape(-1), fy.detach().reshape(-1)]).round()
+    check(
+        points.amax() - points.amin() <= room,
+        f"a compiled sum of two tensors has binary points more than {room} bits apart, beyond which float32 does not "
+        "hold it; run this model without torch.compile, or give its operands nearer formats",
+    )
     return torch.add(x, y, alpha=sign)
-
-
-def _keep_sum(ctx: Any, inputs: Any, output: Tensor) -> None:
-    ctx.sign = inputs[-1]
-
-
-aligned_sum = define(
-    "aligned_sum(Tensor x, Tensor y, Tensor fx, Tensor fy, int mx, int my, int sign) -> Tensor",
-    _aligned_sum,
-    lambda x, y, fx, fy, mx, my, sign: torch.empty_like(x),
-    lambda ctx, g: (g, g * ctx.sign if ctx.sign != 1 else g, None, None, None, None, None),
-    _keep_sum,
-)
-
-
-def carrier_top(fan_in: int, reach: int, magnitude: int) -> int:
-    """The first LSB that the carrier of a compiled layer does not hold: ``2**24`` or ``2**53``."""
-    return 1 << 24 if fan_in * reach * magnitude < 1 << 24 else 1 << 53
-
-
-__all__ = [
-    "aligned_sum",
-    "carrier_top",
-    "compiling",
-    "define",
-    "fold",
-    "grid_of",
-    "parameters",
-    "quantize_channels",
-    "quantize_tensor",
-    "setting_of",
-    "specification",
-]

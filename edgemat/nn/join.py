@@ -47,7 +47,7 @@ class QuantJoin(QuantLayer):
             if a is None or b is None:
                 joined = self.combine(x.double(), y.double())
             elif compiled.compiling() and self.sign and x.shape == y.shape and x.dtype == y.dtype == torch.float32:
-                joined = compiled.aligned_sum(x, y, a.frac, b.frac, a.grid.magnitude, b.grid.magnitude, self.sign)
+                joined = compiled.aligned_sum(x, y, a.frac, b.frac, a.grid.magnitude + b.grid.magnitude, self.sign)
             else:
                 carrier = self.carrier(self.bound(a, b, x, y))
                 joined = self.combine(x.to(carrier), y.to(carrier))

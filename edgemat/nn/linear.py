@@ -56,6 +56,7 @@ class WeightedLayer(QuantLayer):
     """
 
     out_axis = 0
+    _narrow = True
 
     def __init__(
         self,
@@ -226,6 +227,8 @@ class WeightedLayer(QuantLayer):
             weight = self.weight_quantizer(weight)
             return self.apply_weight(x.float(), weight.float(), None if bias is None else bias.float())
         weight, bias, bound = self.deployed()
+        if not torch.compiler.is_compiling():
+            self._narrow = bound < FLOAT32_EXACT >> 1
         carrier = self.carrier(bound)
         y = self.apply_weight(
             x if x.dtype == carrier else x.to(carrier),
@@ -241,7 +244,10 @@ class WeightedLayer(QuantLayer):
         if self.norm is None and quantizer.takes_rows(self.weight):
             source = self.aligned_source()
             if compiled.compiling() and not source.per_channel:
-                return self._compiled(quantizer, source)
+                sizes = self.bias_grid.width, source.grid.magnitude
+                points = quantizer.frac, self.bias, source.frac, quantizer.grid
+                w, b, top = compiled.parameters(self.weight, *points, sizes, self._narrow)
+                return w, b, top - 1
             grids = quantizer.grid, self.bias, self.bias_grid, source.finest()
             found = layer_parameters(self.weight, quantizer.frac, *grids)
             if found is not None:
@@ -249,15 +255,6 @@ class WeightedLayer(QuantLayer):
                 return weight, bias, int(most) * source.reach() + int(offset)
         weight, bias = self.quantized()
         return weight, bias, self.bound(weight, bias)
-
-    def _compiled(self, quantizer: FixedQuantizer, source: FixedQuantizer) -> tuple[Tensor, Tensor | None, int]:
-        """`deployed` for `torch.compile`: the carrier follows from the widths, and sums beyond it are refused."""
-        fan_in, reach = self.weight.numel() // self.outputs, source.grid.magnitude
-        top = compiled.carrier_top(fan_in, reach, quantizer.grid.magnitude)
-        spec = compiled.specification(quantizer.grid)
-        sizes = self.bias_grid.width, reach, top
-        weight, bias, _ = compiled.parameters(self.weight, quantizer.frac, self.bias, source.frac, spec, *sizes)
-        return weight, None if self.bias is None else bias, top - 1
 
     def _folded_weight(self, norm: BatchNorm) -> Tensor:
         """The weight of a step with batch statistics: quantised as it will be deployed, at its own size."""
@@ -267,8 +264,8 @@ class WeightedLayer(QuantLayer):
         if quantizer.takes_rows(self.weight):
             assert norm.running_var is not None
             if compiled.compiling():
-                spec = compiled.specification(quantizer.grid)
-                return compiled.fold(self.weight, quantizer.frac, norm.weight, norm.running_var, norm.eps, spec)[0]
+                statistics = norm.weight, norm.running_var, norm.eps
+                return compiled.fold(self.weight, quantizer.frac, quantizer.grid, statistics)
             found = folded_weight(
                 self.weight, quantizer.frac, quantizer.grid, (norm.weight, norm.running_var, norm.eps)
             )

@@ -219,10 +219,7 @@ class FixedQuantizer(nn.Module):
         if not self._ready or self.tracks:
             self._settle(x)
         if compiled.compiling():
-            spec = compiled.specification(self.grid, self.relu)
-            if self.per_channel:
-                return compiled.quantize_channels(x, self.frac, spec, self.axis)
-            return compiled.quantize_tensor(x, self.frac, spec)
+            return compiled.quantize(x, self.frac, self.grid, self.relu, self.axis if self.per_channel else None)
         if self.per_channel:
             return QuantizeChannels.apply(x, self.frac, self.grid, self.frac, self.axis, self.relu, None)
         return QuantizeTensor.apply(x, self.frac, self.grid, self.exponent(), self.relu)
