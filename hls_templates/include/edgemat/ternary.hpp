@@ -190,9 +190,10 @@ template <class C>
 struct trit_terms {
     typename C::sum_t sum;
     trit_terms() : sum(0) {}
-    void take(int, typename C::x0_t x, unsigned field) {
-        const typename C::sum_t minus = static_cast<int>(field >> 1), mask = -static_cast<int>(field & 1u);
-        sum += ((operand(x) ^ -minus) + minus) & mask;
+    template <class X>
+    void take(int, X x, unsigned field) {
+        const X minus = static_cast<int>(field >> 1), mask = -static_cast<int>(field & 1u);
+        sum += ((x ^ -minus) + minus) & mask;
     }
     typename C::sum_t total() const { return sum; }
 };
@@ -207,6 +208,14 @@ void packed_dot(const typename C::x0_t* x, typename C::y_t* y, const W* words,
 #pragma HLS INLINE
     const int group_channels = CHANNELS / GROUPS;
     const int group_outputs = OUTPUTS / GROUPS;
+#ifdef EDGEMAT_HARDWARE_TYPES
+    typedef typename C::x0_t code_t;
+    const code_t* codes = x;
+#else
+    typedef decltype(operand(typename C::x0_t())) code_t;
+    code_t codes[DEPTH * GROUPS];
+    for (int i = 0; i < DEPTH * GROUPS; i++) codes[i] = operand(x[i]);
+#endif
     typename C::sum_t partial[C::pe];
     unsigned char bytes[C::step_words * word_bytes<W>::count];
 #pragma HLS ARRAY_PARTITION variable = partial type = complete
@@ -234,8 +243,7 @@ void packed_dot(const typename C::x0_t* x, typename C::y_t* y, const W* words,
                         const int tap =
                             GROUPS == 1 ? k : (k / group_channels) * CHANNELS + k % group_channels + offset;
                         // Trits beyond the last term are 0; their input is never read.
-                        const typename C::x0_t code = k < DEPTH ? x[tap] : typename C::x0_t(0);
-                        terms.take(first + t, code, (fields >> (t << 1)) & 3u);
+                        terms.take(first + t, k < DEPTH ? codes[tap] : code_t(0), (fields >> (t << 1)) & 3u);
                     }
                 }
                 partial[p] = (chunk == 0 ? typename C::sum_t(bias[o]) : partial[p]) + terms.total();
