@@ -3,6 +3,9 @@
 ``python -m tests.benchmarks hls`` prints the table; ``EDGEMAT_BENCH_PEERS=1`` adds hls4ml (see `peer_hls4ml`). The
 networks are the MLP 16-64-32-32-5 and the CNN of the documentation with random weights; 16-bit formats on both sides,
 hls4ml's default width.
+
+A second table has the MLP with ternary weights, in the structure and packed, beside ordinary weights of two bits (which
+may be -2 and are multiplied): compile time and speed of the simulation, and the modelled hardware.
 """
 
 from __future__ import annotations
@@ -20,16 +23,28 @@ from tests.benchmarks.peer_hls4ml import CASES, Peer, run_peer
 
 ROOT = Path(__file__).resolve().parents[2]
 SAMPLES = {"Mlp": 20000, "SmallCnn": 500}
+TERNARY: list[tuple[str, dict[str, str | int]]] = [
+    ("fixed<2,-2,RND,SAT>", {}),
+    ("fixed<2,-2,RND,SAT_SYM>", {}),
+    ("fixed<2,-2,RND,SAT>", {"reuse": 16}),
+    ("fixed<2,-2,RND,SAT_SYM>", {"reuse": 16}),
+    ("fixed<2,-2,RND,SAT_SYM>", {"reuse": 16, "packing": "1.6"}),
+    ("fixed<2,-2,RND,SAT_SYM>", {"weights": "axi"}),
+    ("fixed<2,-2,RND,SAT_SYM>", {"weights": "axi", "packing": "1.6"}),
+]
 WRITE = """
 import sys
 import torch
 import edgemat
 from tests.networks import models
-name, path = sys.argv[1:]
+name, path = sys.argv[1:3]
 torch.manual_seed(0)
 module = getattr(models, name)().eval()
 example = torch.rand(64, *((16,) if name == "Mlp" else (1, 28, 28))) * 2 - 1
-recipe = edgemat.Recipe(input="fixed<16,6>", weights="fixed<16>", activations="fixed<16>", outputs="fixed<16>")
+weights, width = (sys.argv[3:] + ["fixed<16>", "16"])[:2]
+recipe = edgemat.Recipe(
+    input=f"fixed<{width},6>", weights=weights, activations=f"fixed<{width}>", outputs=f"fixed<{width}>"
+)
 q = edgemat.quantize(module, recipe)
 edgemat.calibrate(q, [example])
 edgemat.to_onnx(q.eval(), example[:2], path)
@@ -39,30 +54,35 @@ COMPILE = """
 import json, resource, sys, time
 import numpy
 from edgemat.lower import read
+from edgemat.targets.hls.cost import model_cost
 from edgemat.targets.hls.plan import Plan
 from edgemat.targets.hls.simulation import Simulation
-io, samples, path = sys.argv[1], int(sys.argv[2]), sys.argv[3]
-graph = read(path)
+samples, path = int(sys.argv[2]), sys.argv[3]
+graph, plan = read(path), Plan(**json.loads(sys.argv[1]))
+cost = model_cost(graph, plan)
 start = time.perf_counter()
-simulation = Simulation(graph, Plan(io=io))
+simulation = Simulation(graph, plan)
 compile_s = time.perf_counter() - start
 peak_mb = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
 tensor = graph.input_type(0)
-codes = numpy.random.default_rng(0).integers(-1024, 1024, (samples, *tensor.sample_shape))
+codes = numpy.random.default_rng(0).integers(-1024, 1024, (samples, *tensor.sample_shape)).clip(tensor.lo, tensor.hi)
 best = float("inf")
 with simulation:
     for _ in range(3):
         start = time.perf_counter()
         simulation.run({tensor.name: codes})
         best = min(best, time.perf_counter() - start)
-print("RESULT " + json.dumps({"compile_s": compile_s, "peak_mb": peak_mb, "rate": samples / best}))
+figures = {"compile_s": compile_s, "peak_mb": peak_mb, "rate": samples / best}
+for key in ("ii_cycles", "multipliers", "adders", "adder_luts", "memory_bits", "memory_bytes"):
+    figures[key] = getattr(cost, key)
+print("RESULT " + json.dumps(figures))
 """
 
 
-def _ours(name: str, io: str, folder: Path) -> dict[str, float]:
-    path = str(folder / f"{name}_{io}.onnx")
-    subprocess.run([sys.executable, "-c", WRITE, name, path], capture_output=True, check=True, cwd=ROOT)
-    command = [sys.executable, "-c", COMPILE, io, str(SAMPLES[name]), path]
+def _ours(name: str, folder: Path, *model: str, **plan: str | int) -> dict[str, float]:
+    path = str(folder / "_".join([name, *(str(len(word)) for word in model)])) + ".onnx"
+    subprocess.run([sys.executable, "-c", WRITE, name, path, *model], capture_output=True, check=True, cwd=ROOT)
+    command = [sys.executable, "-c", COMPILE, json.dumps(plan), str(SAMPLES[name]), path]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     for line in done.stdout.splitlines():
         if line.startswith("RESULT "):
@@ -82,7 +102,7 @@ def main() -> None:
         table.add_column(column, justify="left" if column in ("network", "io") else "right")
     with tempfile.TemporaryDirectory() as name:
         for case in CASES:
-            ours, theirs = _ours(*case, Path(name)), peer.cases.get(case, {})
+            ours, theirs = _ours(case[0], Path(name), io=case[1]), peer.cases.get(case, {})
             cells = []
             for key, digits in (("compile_s", 1), ("peak_mb", 0), ("rate", 0)):
                 ratio = f"{ours[key] / theirs[key]:.2f}" if key in theirs else "-"
@@ -92,6 +112,25 @@ def main() -> None:
     console.print(table)
     if peer.note:
         console.print(f"hls4ml: {peer.note}", markup=False)
+    console.print(ternary_table())
+
+
+def ternary_table() -> Table:
+    """The MLP with ternary weights beside ordinary ones of two bits."""
+    import tempfile
+
+    table = Table(title="MLP 16-64-32-32-5, 8-bit codes: C simulation, and modelled hardware (bytes: read from AXI)")
+    for column in ("weights", "plan", "compile s", "samples/s", "II", "multipliers", "adders", "LUTs", "bits", "bytes"):
+        table.add_column(column, justify="left" if column in ("weights", "plan") else "right")
+    with tempfile.TemporaryDirectory() as folder:
+        for weights, plan in TERNARY:
+            found = _ours("Mlp", Path(folder), weights, "8", **plan)
+            words = ", ".join(f"{key} {value}" for key, value in plan.items()) or "unrolled"
+            keys = ("ii_cycles", "multipliers", "adders", "adder_luts", "memory_bits", "memory_bytes")
+            kind = "ternary" if "SYM" in weights else "2 bits"
+            speed = (f"{found['compile_s']:.1f}", f"{found['rate']:,.0f}")
+            table.add_row(kind, words, *speed, *(f"{found[key]:,.0f}" for key in keys))
+    return table
 
 
 if __name__ == "__main__":
