@@ -378,8 +378,8 @@ class FixedQuantizer(nn.Module):
             if overflow == len(OVERFLOWS):
                 return "bipolar"
             fmt = Fixed(width, None, bool(signed), ROUNDINGS[rounding], OVERFLOWS[overflow])
-            if kept.numel() == 6:
-                return "ternary weights of another kind or scale"
+            if kept.numel() > 5:
+                return "ternary weights of another kind"
             return fmt if kept.numel() == 4 else f"{fmt} with khot={kept[4]}"
         frac = state_dict.get(prefix + "frac")
         if self.stated and frac is not None and frac.shape == self.frac.shape:

@@ -38,7 +38,7 @@ from torch import Tensor, nn
 
 from edgemat.errors import FormatError, LoweringError
 from edgemat.formats import BIPOLAR, Fixed
-from edgemat.nn.quantizer import FixedQuantizer
+from edgemat.nn.quantizer import EXTRA_STATE, FixedQuantizer
 from edgemat.nn.rounding import EXPONENT_LIMIT, Grid, range_frac
 from edgemat.recipe import TERNARY, checked_scale
 
@@ -48,6 +48,7 @@ START = 0.7
 """Where the learned threshold starts, in mean magnitudes (arXiv 1605.04711, section 2.2)."""
 
 _SQRT_HALF = 0.5**0.5
+_LEARNED = 1 << 16  # no binary point is that far out
 
 
 @dataclass(frozen=True)
@@ -321,13 +322,25 @@ class TernaryQuantizer(FixedQuantizer):
         return f"ternary ({self.ternary}) with scale {self.scale}"
 
     def get_extra_state(self) -> Tensor:
-        """The ternary format, then the kind of codes and of scale as int64 numbers (six in all)."""
-        fmt = [2, 1, 2, 2]
-        scale = {"power_of_two": 0, "free": -1}.get(self.scale)
-        if scale is None:
-            assert self.factor is not None
-            scale = self.factor.width * (1 if self.factor.signed else 1000)
-        return torch.tensor([*fmt, (*KINDS, "onebit").index(self.ternary), scale])
+        """The ternary format, the kind of codes, and the deployed scale: its kind, format and point; int64 numbers."""
+        number = {"power_of_two": 0, "free": 1}.get(self.scale, 2)
+        width, point = 0, _LEARNED
+        if self.factor is not None:
+            width = 2 * self.factor.width + self.factor.signed
+            point = _LEARNED if self.factor.int_bits is None else int(self.factor.int_bits)  # type: ignore[arg-type]
+        return torch.tensor([2, 1, 2, 2, (*KINDS, "onebit").index(self.ternary), number, width, point])
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Takes the scale over: a schedule may have brought a free one to another while the checkpoint was trained."""
+        number, width, point = state.tolist()[5:]
+        stated = None if point == _LEARNED else point
+        self.deploy(("power_of_two", "free")[number] if number < 2 else str(Fixed(width // 2, stated, bool(width % 2))))
+
+    def _other_format(self, state_dict: dict[str, Any], prefix: str) -> Fixed | str | None:
+        kept = state_dict.get(prefix + EXTRA_STATE)
+        if kept is not None and kept.numel() > 5 and kept.tolist()[:5] == self.get_extra_state().tolist()[:5]:
+            return None
+        return super()._other_format(state_dict, prefix)
 
     def _load_from_state_dict(self, *args: Any) -> None:
         super()._load_from_state_dict(*args)

@@ -80,7 +80,7 @@ def _multiply(
     assert scales is not None
     name, stated = bias
     if not last:
-        own = {} if stated is None else {"b_format": stated}
+        own: dict[str, Any] = {} if stated is None else {"b_format": stated}
         own |= {"khot": scales.khot} if scales.khot is not None else {}
         codes = getattr(layer, f"{scale[0]}_codes")
         return emit("Affine", (x, codes, getattr(layer, name)), x.shape, a_format=str(scale[1]), **own)

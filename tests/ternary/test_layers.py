@@ -201,6 +201,10 @@ def test_a_checkpoint_brings_the_scale_and_is_no_others() -> None:
         other.weight.mul_(64.0)
     other(torch.randn(2, 4))
     assert torch.equal(other.weight_quantizer.frac, held)
+    for scale in ("free", "fixed<5>", "ufixed<6,1>"):
+        brought = TernaryLinear(4, 3, scale=scale, **FIXED)
+        other.load_state_dict(brought.state_dict())  # a schedule may have changed it
+        assert other.weight_quantizer.scale == brought.weight_quantizer.scale
     wrong = TernaryLinear(4, 3, ternary="learned", **FIXED)
     with pytest.raises(RuntimeError, match=r"is ternary \(learned\) with scale power_of_two in this network"):
         wrong.load_state_dict(layer.state_dict())

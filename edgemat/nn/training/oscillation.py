@@ -34,6 +34,7 @@ from edgemat.nn.learned_width import LearnedWidthQuantizer
 from edgemat.nn.linear import WeightedLayer
 from edgemat.nn.quantizer import FixedQuantizer
 from edgemat.nn.rounding import power_of_two
+from edgemat.nn.ternary_quantizer import TernaryQuantizer
 from edgemat.nn.training.traversal import weighted_layers
 from edgemat.recipe import nearest
 
@@ -108,6 +109,11 @@ class OscillationTracker:
                 "weight bits, expected a module that edgemat.quantize made"
             )
         for name, layer in self._layers.items():
+            if isinstance(layer.weight_quantizer, TernaryQuantizer):
+                raise FormatError(
+                    f"OscillationTracker: layer {name!r} has ternary weights, whose thresholds follow the mean of all, "
+                    "expected weights on a grid of their own; leave the tracker out"
+                )
             if layer.limiter is not None:
                 raise FormatError(
                     f"OscillationTracker: layer {name!r} bounds its accumulator, which moves the weights of an output "
