@@ -114,15 +114,6 @@ class _Setting:
         return y if bias is None else y.add_(bias.to(carrier))
 
 
-def _statistics(x: Tensor, centred: bool, eps: float) -> tuple[Tensor, Tensor]:
-    """Mean (0 where not centred) and reciprocal standard deviation of each row, real."""
-    if centred:
-        var, mean = torch.var_mean(x, -1, correction=0, keepdim=True)
-        return mean, torch.rsqrt(var + eps)
-    power = torch.linalg.vecdot(x, x, dim=-1).unsqueeze(-1).div_(x.shape[-1])
-    return torch.zeros_like(power), torch.rsqrt(power + eps)
-
-
 class NormQuantize(torch.autograd.Function):
     """A norm's exact result, quantised if there is a quantiser; keeps its input, and of its results what leaves."""
 
@@ -143,34 +134,57 @@ class NormQuantize(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, gain, bias, y = ctx.saved_tensors
-        setting, layer = ctx.setting, ctx.setting.layer
+        setting, df = ctx.setting, None
         real, g = x.float(), grads[0].float()
-        mean, rstd = _statistics(real, layer.centred, max(layer.eps, _tiny(setting)))
-        normal = real.sub(mean).mul_(rstd) if layer.centred else real * rstd
-        df = None
+        weight = None if gain is None else gain.float()
+        once_more = _CentredRows if setting.layer.centred else _Rows
+        norm = once_more(real, weight, None if bias is None else bias.float(), max(setting.layer.eps, _tiny(setting)))
         if ctx.point is not None:
-            result = normal if gain is None else normal * gain.float()
-            if bias is not None:
-                result.add_(bias.float())
-            low, high = open_interval(setting.quantizer.grid, ctx.point, setting.quantizer.relu, False)
-            inside = g
-            if setting.quantizer.grid.overflow != "WRAP":
-                inside = torch.ops.aten.hardtanh_backward(g, result, low, high)
+            q, inside = setting.quantizer, g
+            if q.grid.overflow != "WRAP":
+                low, high = open_interval(q.grid, ctx.point, q.relu, False)
+                inside = torch.ops.aten.hardtanh_backward(g, norm.result, low, high)
             if ctx.needs_input_grad[3]:
-                df = LN2 * ((inside * result).sum() - (g * y.float()).sum())
+                df = LN2 * (_dot(inside, norm.result) - _dot(g, y.float()))
             g = inside
-        rows = tuple(range(g.dim() - 1))
-        dbias = g.sum(rows) if bias is not None else None
-        dgain = (g * normal).sum(rows) if gain is not None else None
-        dx = None
-        if ctx.needs_input_grad[0]:
-            scaled = g if gain is None else g * gain.float()
-            along = torch.linalg.vecdot(scaled, normal, dim=-1).unsqueeze(-1).div_(x.shape[-1])
-            dx = torch.addcmul(scaled, normal, along, value=-1.0)
-            if layer.centred:
-                dx.sub_(scaled.mean(-1, keepdim=True))
-            dx = dx.mul_(rstd).to(x.dtype)
-        return dx, dgain, dbias, df, None
+        dx, dgain, dbias = norm.gradients(g)
+        return dx.to(x.dtype), dgain, dbias, df, None
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    return torch.dot(a.reshape(-1), b.reshape(-1))
+
+
+class _Rows:
+    """The float RMS norm of rows once more, and its gradients."""
+
+    def __init__(self, x: Tensor, gain: Tensor | None, bias: Tensor | None, eps: float):
+        self.x, self.gain = x, gain
+        power = torch.linalg.vecdot(x, x, dim=-1).unsqueeze(-1).div_(x.shape[-1])
+        self.rstd = power.add_(eps).rsqrt_()
+        self.normal = x * self.rstd
+        self.result = self.normal if gain is None else self.normal * gain
+
+    def gradients(self, g: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Of x, gain and bias."""
+        dgain = None if self.gain is None else (g * self.normal).reshape(-1, g.shape[-1]).sum(0)
+        scaled = g if self.gain is None else g * self.gain
+        along = torch.linalg.vecdot(scaled, self.normal, dim=-1).unsqueeze(-1).div_(g.shape[-1])
+        return torch.addcmul(scaled, self.normal, along, value=-1.0).mul_(self.rstd), dgain, None
+
+
+class _CentredRows:
+    """The float layer norm of rows once more, and its gradients, in torch's own two calls."""
+
+    def __init__(self, x: Tensor, gain: Tensor | None, bias: Tensor | None, eps: float):
+        self.fixed = x, [x.shape[-1]]
+        self.result, *self.statistics = torch.native_layer_norm(x, [x.shape[-1]], gain, bias, eps)
+        self.given = gain, bias
+
+    def gradients(self, g: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Of x, gain and bias."""
+        wanted = [True, *(t is not None for t in self.given)]
+        return torch.ops.aten.native_layer_norm_backward(g, *self.fixed, *self.statistics, *self.given, wanted)
 
 
 def _tiny(setting: _Setting) -> float:
