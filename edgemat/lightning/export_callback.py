@@ -6,7 +6,7 @@ import copy
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from edgemat.lightning import ranks
 from edgemat.lightning.network import Arguments, Capture, Found, find_network, is_compiled
 from edgemat.lightning.network import arguments_of as arguments_of_batch
 from edgemat.lower import read, to_onnx
+from edgemat.nn.arguments import place, whole
 from edgemat.verification.report import Report
 from edgemat.verification.verify import verify
 
@@ -54,7 +55,7 @@ class ExportCallback(Callback):
         network: Name of the quantised network in the LightningModule; None takes the only one.
 
     Raises:
-        EdgematError: for an unknown moment or target.
+        EdgematError: for an unknown moment or target, or a setting of another type.
     """
 
     def __init__(
@@ -71,16 +72,22 @@ class ExportCallback(Callback):
         if when not in MOMENTS:
             raise EdgematError(f"ExportCallback: when is {when!r}, expected one of {', '.join(MOMENTS)}")
         named = (targets,) if isinstance(targets, str) else targets
+        if not isinstance(named, Iterable):
+            raise EdgematError(f"ExportCallback: targets is {targets!r}, expected names out of {', '.join(TARGETS)}")
         self.targets = dict(named) if isinstance(named, Mapping) else {target: {} for target in named}
-        for target in self.targets:
+        for target, options in self.targets.items():
             if target not in TARGETS:
                 raise EdgematError(f"ExportCallback: target is {target!r}, expected one of {', '.join(TARGETS)}")
-        if samples < 1:
-            raise EdgematError(f"ExportCallback: samples is {samples}, expected at least 1")
-        self.folder = Path(folder)
+            if not isinstance(options, Mapping):
+                raise EdgematError(
+                    f"ExportCallback: the options of {target!r} are {options!r}, expected a dict of edgemat.export's"
+                )
+        if backends is not None and (isinstance(backends, str) or not isinstance(backends, Iterable)):
+            raise EdgematError(f"ExportCallback: backends is {backends!r}, expected a list such as ['onnx', 'mcu']")
+        self.folder = place("ExportCallback: folder", folder)
         self.when = when
         self.backends = tuple(backends) if backends is not None else ("reference", "onnx", *self.targets)
-        self.samples = samples
+        self.samples = whole("ExportCallback: samples", samples, 1)
         self.example_input = example_input
         self.network = network
         self.path: Path | None = None

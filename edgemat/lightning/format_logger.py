@@ -16,6 +16,7 @@ from edgemat.lightning import ranks
 from edgemat.lightning.network import Capture, Found, arguments_of, find_network, is_compiled, quantizers
 from edgemat.lightning.saturation import measure
 from edgemat.nn import prepare_export
+from edgemat.nn.arguments import whole
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -59,15 +60,13 @@ class FormatLogger(Callback):
         network: Name of the quantised network in the LightningModule; None takes the only one.
 
     Raises:
-        EdgematError: if `every_n_steps` is below 1.
+        FormatError: if `every_n_steps` is no whole number of at least 1.
     """
 
     def __init__(
         self, every_n_steps: int = 50, *, saturation: bool = True, table: bool = True, network: str | None = None
     ):
-        if every_n_steps < 1:
-            raise EdgematError(f"FormatLogger: every_n_steps is {every_n_steps}, expected at least 1")
-        self.every_n_steps = every_n_steps
+        self.every_n_steps = whole("FormatLogger: every_n_steps", every_n_steps, 1)
         self.saturation = saturation
         self.table = table
         self.network = network

@@ -52,6 +52,8 @@ def lowered(module: torch.nn.Module, example_input: Example, *, name: str | None
     from edgemat.nn import prepare_export
     from edgemat.nn.conversion import network_name
 
+    if not isinstance(module, torch.nn.Module):
+        raise LoweringError(f"to_onnx got a {type(module).__name__}, expected a torch.nn.Module")
     example = _two_samples(example_input)
     prepared = prepare_export(module)
     if isinstance(example, dict):

@@ -446,8 +446,14 @@ def accumulator_penalty(module: nn.Module) -> Tensor:
 
     Returns:
         A scalar, 0 where no layer bounds its accumulator.
+
+    Raises:
+        FormatError: for a float network, in which no sum can be bounded, or for what is no module.
     """
+    from edgemat.nn.arguments import quantized
     from edgemat.nn.linear import WeightedLayer
+
+    quantized("accumulator_penalty", module)
 
     total = torch.zeros(())
     for layer in module.modules():

@@ -121,7 +121,12 @@ def clip_latent_weights(module: nn.Module) -> None:
 
     Beyond 1 a latent weight no longer changes the network and gets no gradient, so that only weight decay could bring
     it back (arXiv 1602.02830).
+
+    Raises:
+        FormatError: for what is no module.
     """
-    for part in module.modules():
+    from edgemat.nn.arguments import module as checked
+
+    for part in checked("clip_latent_weights", module).modules():
         if isinstance(getattr(part, "weight_quantizer", None), BipolarQuantizer) and isinstance(part.weight, Tensor):
             part.weight.clamp_(-1.0, 1.0)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from edgemat.errors import EdgematError, FormatError
 from edgemat.formats import Fixed
+from edgemat.nn import arguments
 from edgemat.nn.accumulator import AccumulatorQuantizer, project_weights, sum_of
 from edgemat.nn.activation import QuantConstant
 from edgemat.nn.batch_norm import BatchNorm, QuantBatchNorm
@@ -137,21 +138,16 @@ def calibrate(
     """
     if method not in METHODS:
         raise FormatError(f"calibration method is {method!r}, expected one of {', '.join(METHODS)}")
-    if not 50.0 < percentile <= 100.0:
-        raise FormatError(f"percentile is {percentile}, expected more than 50 and at most 100")
-    if isinstance(batches, Tensor):
-        raise FormatError("calibration got one tensor, expected an iterable of batches; put it into a list: [x]")
-    if not isinstance(batches, Iterable):
-        raise FormatError(f"calibration got {batches!r}, expected an iterable of batches such as [x]")
-    if max_batches is not None and max_batches < 1:
-        raise FormatError(f"max_batches is {max_batches}, expected None or a whole number of at least 1")
-    if not any(isinstance(part, FixedQuantizer) for part in module.modules()):
+    percentile = arguments.number("calibration: percentile", percentile, above=50, most=100)
+    arguments.sequence("calibration", batches)
+    limit = None if max_batches is None else arguments.whole("calibration: max_batches", max_batches, 1)
+    if not any(isinstance(part, FixedQuantizer) for part in arguments.module("calibrate", module).modules()):
         raise FormatError(
             f"{type(module).__name__} holds no quantiser of edgemat.nn, expected a quantised module; call "
             "edgemat.quantize first and calibrate its result"
         )
     # Kept, because the batches are walked again if batch norms have to be estimated first.
-    taken = list(itertools.islice(batches, max_batches))
+    taken = list(itertools.islice(batches, limit))
     if not taken:
         raise FormatError("calibration got no batches, expected at least one; a generator can be used only once")
     modes = {part: part.training for part in module.modules()}

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from edgemat.errors import EdgematError
+from edgemat.nn import arguments
 from edgemat.nn.quantizer import FixedQuantizer
 
 KIND, VERSION = "edgemat format history", 1
@@ -33,6 +33,7 @@ class FormatHistory:
     """
 
     def __init__(self, q: nn.Module):
+        arguments.module("FormatHistory", q)
         self._parts = {name: part for name, part in q.named_modules() if isinstance(part, FixedQuantizer)}
         if not self._parts:
             raise EdgematError(f"{type(q).__name__} holds no quantiser of edgemat.nn, expected a quantised module")
@@ -43,14 +44,15 @@ class FormatHistory:
         """Takes note of all formats; quantisers without a binary point yet are left out of this step.
 
         Args:
-            step: Number of the step, larger than the last one's.
+            step: Number of the step, a whole number of at least 0, larger than the last one's.
 
         Raises:
             EdgematError: if `step` is not.
         """
+        step = arguments.whole("FormatHistory: step", step)
         if self.steps and step <= self.steps[-1]:
             raise EdgematError(f"FormatHistory: step {step} after step {self.steps[-1]}, expected a later one")
-        self.steps.append(int(step))
+        self.steps.append(step)
         for name, part in self._parts.items():
             self._rows[name].append(_row(part))
 
@@ -81,7 +83,7 @@ class FormatHistory:
         Raises:
             EdgematError: if it cannot be written.
         """
-        target = Path(path)
+        target = arguments.place("FormatHistory: path", path)
         try:
             handle, part = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
             with os.fdopen(handle, "w", encoding="utf-8") as file:

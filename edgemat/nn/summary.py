@@ -111,10 +111,12 @@ def summary(module: nn.Module) -> Summary:
 
     Raises:
         LoweringError: if the module holds no layer of edgemat.
+        FormatError: for what is no module.
     """
+    from edgemat.nn.arguments import module as checked
     from edgemat.nn.conversion import network_name
 
-    if not any(isinstance(part, QuantLayer | FixedQuantizer) for part in module.modules()):
+    if not any(isinstance(part, QuantLayer | FixedQuantizer) for part in checked("summary", module).modules()):
         raise LoweringError(
             f"{type(module).__name__} holds no layer of edgemat.nn, expected a quantised module; call edgemat.quantize "
             "first"

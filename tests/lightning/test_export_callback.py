@@ -196,9 +196,15 @@ def test_settings(tmp_path: Path) -> None:
         ({"when": "never"}, "when is 'never', expected one of end, best"),
         ({"targets": "fpga"}, "target is 'fpga', expected one of hls, mcu"),
         ({"samples": 0}, "samples is 0"),
+        ({"samples": "a"}, "samples is 'a', expected a whole number of at least 1"),
+        ({"targets": 3}, "targets is 3, expected names out of hls, mcu"),
+        ({"targets": {"mcu": 3}}, "the options of 'mcu' are 3, expected a dict"),
+        ({"backends": 3}, "backends is 3, expected a list"),
+        ({"backends": "onnx"}, "backends is 'onnx', expected a list"),
+        ({"folder": None}, "folder is None, expected a path"),
     ):
         with pytest.raises(EdgematError, match=message):
-            ExportCallback(tmp_path / "out", **options)
+            ExportCallback(**{"folder": tmp_path / "out"} | options)
     with pytest.raises(EdgematError, match="no checkpoint callback that monitors anything"):
         trainer(max_epochs=1, callbacks=[ExportCallback(tmp_path / "out", "best")]).fit(Lit(), loader())
     with pytest.raises(EdgematError, match="nonsense"):

@@ -113,8 +113,11 @@ def test_a_delayed_network_is_measured_as_deployed(tmp_path: Path) -> None:
 
 
 def test_settings() -> None:
-    with pytest.raises(EdgematError, match="every_n_steps is 0, expected at least 1"):
+    with pytest.raises(EdgematError, match="every_n_steps is 0, expected a whole number of at least 1"):
         FormatLogger(0)
+    for value in ("a", None, 1.5):
+        with pytest.raises(EdgematError, match=f"every_n_steps is {value!r}, expected a whole number"):
+            FormatLogger(value)
     with pytest.raises(EdgematError, match="has no network yet"):
         FormatLogger().rows()
 

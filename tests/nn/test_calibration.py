@@ -158,7 +158,7 @@ def test_wrong_use_is_refused_in_a_sentence() -> None:
         edgemat.calibrate(edgemat.quantize(torch.nn.Sequential(torch.nn.Linear(3, 2))), x)
     with pytest.raises(FormatError, match=r"calibration got None, expected an iterable of batches such as \[x\]"):
         edgemat.calibrate(edgemat.quantize(torch.nn.Sequential(torch.nn.Linear(3, 2))), None)
-    with pytest.raises(FormatError, match="max_batches is -1, expected None or a whole number"):
+    with pytest.raises(FormatError, match="max_batches is -1, expected a whole number of at least 1"):
         edgemat.calibrate(edgemat.quantize(torch.nn.Sequential(torch.nn.Linear(3, 2))), [x], max_batches=-1)
     with pytest.raises(FormatError, match=r"Linear holds no quantiser.*edgemat\.quantize"):
         edgemat.calibrate(torch.nn.Linear(3, 2), [x])

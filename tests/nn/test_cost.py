@@ -276,9 +276,9 @@ def test_a_front_gives_its_networks_back_and_opens_again(tmp_path):
 
 def test_a_front_refuses_nan_broken_and_foreign_indices(tmp_path):
     q, _, _ = small()
-    with pytest.raises(FormatError, match="expected finite numbers"):
+    with pytest.raises(FormatError, match="accuracy is nan, expected a finite number"):
         edgemat.Front(tmp_path).offer(q, float("nan"), 1)
-    with pytest.raises(FormatError, match="cost inf were offered, expected finite numbers"):
+    with pytest.raises(FormatError, match="cost is inf, expected a finite number"):
         edgemat.Front(tmp_path).offer(q, 0.9, float("inf"))
     (tmp_path / "file").write_text("x")
     with pytest.raises(FormatError, match="cannot be a folder"):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import tempfile
 from collections.abc import Callable
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from edgemat.errors import FormatError
+from edgemat.nn import arguments
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -53,11 +53,11 @@ class Front:
         folder: Where checkpoints and the index lie; made if missing. A front already there continues.
 
     Raises:
-        FormatError: if the folder cannot be made, or the index there cannot be read.
+        FormatError: if the folder is no path or cannot be made, or the index there cannot be read.
     """
 
     def __init__(self, folder: str | os.PathLike[str]):
-        self.folder = Path(folder)
+        self.folder = arguments.place("Front: folder", folder)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -93,11 +93,10 @@ class Front:
             Whether it was kept.
 
         Raises:
-            FormatError: if accuracy or cost is not finite.
+            FormatError: if `q` is no module, or accuracy or cost is no finite number.
         """
-        accuracy, cost = (float(v.detach()) if isinstance(v, Tensor) else float(v) for v in (accuracy, cost))
-        if not (math.isfinite(accuracy) and math.isfinite(cost)):
-            raise FormatError(f"Front: accuracy {accuracy} and cost {cost} were offered, expected finite numbers")
+        arguments.module("Front: offer", q)
+        accuracy, cost = arguments.number("Front: accuracy", accuracy), arguments.number("Front: cost", cost)
         if any(point.dominates(accuracy, cost) for point in self._points):
             return False
         self._count += 1
@@ -134,10 +133,24 @@ class Front:
 
         Returns:
             The point.
+
+        Raises:
+            FormatError: if `q` is no module, or there is no such point.
         """
-        found = self._points[point] if isinstance(point, int) else point
+        arguments.module("Front: load", q)
+        found = point if isinstance(point, FrontPoint) else self._at(point)
         q.load_state_dict(torch.load(self.folder / found.file, weights_only=True, map_location="cpu"))
         return found
+
+    def _at(self, position: Any) -> FrontPoint:
+        """The point at a position, counted from the end where it is negative."""
+        count = len(self._points)
+        if isinstance(position, bool) or not isinstance(position, int) or not -count <= position < count:
+            raise FormatError(
+                f"Front: point is {position!r}, expected one of its {count} points or a position among them; "
+                "`front.points` lists them"
+            )
+        return self._points[position]
 
     def table(self) -> Table:
         """The front for the terminal."""

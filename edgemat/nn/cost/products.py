@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from edgemat.errors import FormatError
+from edgemat.nn import arguments
 from edgemat.nn.activation import QuantPReLU
 from edgemat.nn.batch_norm import QuantBatchNorm
 from edgemat.nn.convolution import QuantConvTranspose2d, _Convolution
@@ -76,7 +77,7 @@ def products(q: nn.Module) -> list[Product]:
         FormatError: if there is none, one is not calibrated, or there was no forward, which tells sizes.
     """
     found = []
-    for name, part in q.named_modules():
+    for name, part in arguments.module("cost", q).named_modules():
         if isinstance(part, COSTED):
             if part.input_shape is None:
                 raise FormatError(

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from edgemat.errors import FormatError
+from edgemat.nn import arguments
 from edgemat.nn.cost.models import cost as cost_of
 
 
@@ -32,13 +33,10 @@ class CostRamp:
     """
 
     def __init__(self, q: nn.Module, cost: str = "ebops", start: float = 1e-6, stop: float = 1e-3, steps: int = 1000):
-        for name, value in (("start", start), ("stop", stop)):
-            if not 0.0 < value < float("inf"):
-                raise FormatError(f"CostRamp: {name} is {value}, expected a finite weight above 0")
-        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-            raise FormatError(f"CostRamp: steps is {steps!r}, expected a whole number of at least 1")
-        self.q, self.model = q, cost
-        self.start, self.stop, self.steps = float(start), float(stop), steps
+        self.q, self.model = arguments.module("CostRamp", q), cost
+        self.start = arguments.number("CostRamp: start", start, above=0)
+        self.stop = arguments.number("CostRamp: stop", stop, above=0)
+        self.steps = arguments.whole("CostRamp: steps", steps, 1)
         self.count = 0
 
     @property

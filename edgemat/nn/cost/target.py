@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from edgemat.errors import FormatError
+from edgemat.nn import arguments
 from edgemat.nn.cost.models import cost as cost_of
 
 _LIMITS = (1e-6, 1e4)
@@ -40,7 +41,8 @@ class CostTarget:
             steadies the end.
 
     Raises:
-        FormatError: for a setting out of range, or a network in which no width is learned.
+        FormatError: for a setting out of range or of another type (`penalty` refuses a network in which no width is
+            learned).
     """
 
     def __init__(
@@ -52,14 +54,11 @@ class CostTarget:
         start: float = 1e-3,
         margin: float = 0.05,
     ):
-        for name, value in (("at_most", at_most), ("rate", rate), ("start", start)):
-            if not 0.0 < value < float("inf"):
-                raise FormatError(f"CostTarget: {name} is {value}, expected a finite number above 0")
-        if not 0.0 <= margin < 1.0:
-            raise FormatError(f"CostTarget: margin is {margin}, expected at least 0 and less than 1")
-        self.q, self.model = q, cost
-        self.at_most, self.rate, self.margin = float(at_most), float(rate), float(margin)
-        self.multiplier = min(max(float(start), _LIMITS[0]), _LIMITS[1])
+        self.q, self.model = arguments.module("CostTarget", q), cost
+        self.at_most = arguments.number("CostTarget: at_most", at_most, above=0)
+        self.rate = arguments.number("CostTarget: rate", rate, above=0)
+        self.margin = arguments.number("CostTarget: margin", margin, least=0, below=1)
+        self.multiplier = min(max(arguments.number("CostTarget: start", start, above=0), _LIMITS[0]), _LIMITS[1])
         self.latest: float | None = None
 
     def penalty(self) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from edgemat.errors import FormatError
+from edgemat.nn import arguments
 from edgemat.nn.quantizer import FixedQuantizer
 from edgemat.recipe import nearest
 
@@ -33,8 +34,12 @@ def load_float(
 
     Raises:
         FormatError: if a name is missing or unexpected (the message gives the nearest spelling), a shape differs, a
-            number is not finite, or the file cannot be read.
+            number is not finite, or the file cannot be read; if `q` is a float network, which its own `load_state_dict`
+            loads.
     """
+    arguments.quantized("load_float", q)
+    if not isinstance(prefix, str):
+        raise FormatError(f"load_float: prefix is {prefix!r}, expected a text such as 'model.'")
     state = _state(source)
     if prefix:
         state = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from edgemat.errors import FormatError
+from edgemat.nn import arguments
 
 
 class DistillationLoss(nn.Module):
@@ -26,7 +27,7 @@ class DistillationLoss(nn.Module):
         weights: For several outputs the weight of each, in their order or by name; by default 1 for each.
 
     Raises:
-        FormatError: for a temperature or a weight out of range.
+        FormatError: for a temperature or a weight out of range, or a setting of another type.
     """
 
     def __init__(
@@ -38,12 +39,22 @@ class DistillationLoss(nn.Module):
         weights: Sequence[float] | Mapping[str, float] | None = None,
     ):
         super().__init__()
-        if not 0 < temperature < float("inf"):
-            raise FormatError(f"DistillationLoss: temperature is {temperature}, expected a finite number above 0")
-        if not 0 <= alpha <= 1:
-            raise FormatError(f"DistillationLoss: alpha is {alpha}, expected 0 to 1")
-        self.temperature, self.alpha, self.dim = float(temperature), float(alpha), dim
+        self.temperature = arguments.number("DistillationLoss: temperature", temperature, above=0)
+        self.alpha = arguments.number("DistillationLoss: alpha", alpha, least=0, most=1)
+        if isinstance(dim, bool) or not isinstance(dim, int):
+            raise FormatError(f"DistillationLoss: dim is {dim!r}, expected a whole number, the class axis")
+        self.dim = dim
+        if loss is not None and not callable(loss):
+            raise FormatError(f"DistillationLoss: loss is {loss!r}, expected a module such as nn.CrossEntropyLoss()")
         self.hard = nn.CrossEntropyLoss() if loss is None else loss
+        if weights is not None:
+            listed = isinstance(weights, Mapping | Sequence) and not isinstance(weights, str)
+            if not listed:
+                raise FormatError(
+                    f"DistillationLoss: weights is {weights!r}, expected a list or a dict with one number per output"
+                )
+            for value in weights.values() if isinstance(weights, Mapping) else weights:
+                arguments.number("DistillationLoss: a weight", value)
         self.weights = weights
 
     def forward(self, student: Any, teacher: Any, labels: Any = None) -> Tensor:
@@ -60,6 +71,11 @@ class DistillationLoss(nn.Module):
         """
         if isinstance(student, Tensor):
             return self._one(student, teacher, labels, "the output")
+        if not isinstance(student, Mapping | Sequence) or isinstance(student, str):
+            raise FormatError(
+                f"DistillationLoss: the student gives a {type(student).__name__}, expected logits, or a tuple, list or "
+                "dict of them"
+            )
         keys = list(student) if isinstance(student, Mapping) else list(range(len(student)))
         if not keys:
             raise FormatError("DistillationLoss: the student has no outputs, expected at least one")

@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from edgemat.errors import FormatError
+from edgemat.nn import arguments
 from edgemat.nn.activation import QuantConstant
 from edgemat.nn.quantizer import FixedQuantizer
 
@@ -39,11 +40,12 @@ def parameter_groups(
         A list of dicts, as ``torch.optim.AdamW(edgemat.parameter_groups(q, lr=1e-3))`` takes it.
 
     Raises:
-        FormatError: for a setting that is negative or not finite, or a module without trainable parameters.
+        FormatError: for a setting that is negative or no finite number, or a module without trainable parameters.
     """
     for name, value in (("lr", lr), ("format_lr", format_lr), ("weight_decay", weight_decay)):
-        if value is not None and not 0 <= value < float("inf"):
-            raise FormatError(f"parameter_groups: {name} is {value}, expected a finite number of at least 0")
+        if value is not None or name != "format_lr":
+            arguments.number(f"parameter_groups: {name}", value, least=0)
+    arguments.module("parameter_groups", q)
     formats = {id(p) for part in q.modules() if isinstance(part, FixedQuantizer) for p in part.parameters()}
     constants = {part.target for part in q.modules() if isinstance(part, QuantConstant) and part.target}
     members: dict[str, list[nn.Parameter]] = {"weights": [], "vectors": [], "formats": []}

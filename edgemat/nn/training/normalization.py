@@ -6,6 +6,7 @@ from types import TracebackType
 
 from torch import nn
 
+from edgemat.nn import arguments
 from edgemat.nn.batch_norm import BatchNorm, QuantBatchNorm
 
 
@@ -58,13 +59,16 @@ def freeze_batch_norm(q: nn.Module, statistics: bool = True, affine: bool = Fals
     oscillations do not spoil the statistics any more, either (Nagel et al., arXiv 2203.08114, section 3.2).
 
     Args:
-        q: The result of `edgemat.quantize`, or a module built from edgemat.nn layers. A module without batch norm is
-            left as it is.
+        q: The result of `edgemat.quantize`, or a module built from edgemat.nn layers. One without batch norms is left
+            as it is.
         statistics: Whether the running statistics are frozen.
         affine: Whether gamma and beta stop learning (``requires_grad=False``).
 
     Returns:
         An object whose `undo()` restores what was found; as a context manager it does so at the end of the block. The
         freeze is not part of `q.state_dict()`: call this again after resuming.
+
+    Raises:
+        FormatError: for a float network, whose batch norms this cannot freeze, or for what is no module.
     """
-    return FrozenBatchNorm(q, statistics, affine)
+    return FrozenBatchNorm(arguments.quantized("freeze_batch_norm", q), statistics, affine)

@@ -29,6 +29,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from edgemat.errors import FormatError
+from edgemat.nn import arguments
 from edgemat.nn.batch_norm import folded_scale
 from edgemat.nn.learned_width import LearnedWidthQuantizer
 from edgemat.nn.linear import WeightedLayer
@@ -84,6 +85,7 @@ class OscillationTracker:
             raise FormatError(
                 f"OscillationTracker: mode is {mode!r}, expected one of {', '.join(MODES)}{nearest(str(mode), MODES)}"
             )
+        arguments.module("OscillationTracker", q)
         limit = 0.5 if mode == "cga" else 1.0
         threshold = _THRESHOLDS[mode] if threshold is None else threshold
         for name, value, high in (

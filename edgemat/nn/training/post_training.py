@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edgemat.errors import FormatError
+from edgemat.nn import arguments
 from edgemat.nn.batch_norm import QuantBatchNorm, folded_scale
 from edgemat.nn.bipolar import BipolarQuantizer
 from edgemat.nn.calibration import calibrate, limit_weights, observe
@@ -62,9 +62,8 @@ def ptq(
     Raises:
         FormatError: as `edgemat.calibrate`; LoweringError and UnsupportedOpError as `edgemat.quantize`.
     """
-    if isinstance(batches, Tensor):
-        raise FormatError("ptq got one tensor, expected an iterable of batches; put it into a list: [x]")
-    taken = list(itertools.islice(batches, max_batches))
+    limit = None if max_batches is None else arguments.whole("ptq: max_batches", max_batches, 1)
+    taken = list(itertools.islice(arguments.sequence("ptq", batches), limit))
     q = quantize(model, recipe).eval()
     calibrate(q, taken, method, percentile)
     if bias_correction:
