@@ -344,7 +344,7 @@ class Conv(Op):
                 "pads": (1, 1, 1, 1),
                 "dilations": (1, 1),
                 "groups": groups,
-                "accumulator": str(Fixed(stated, tuple(points))),
+                "accumulator": str(Fixed(stated, tuple(points), rounding="TRN", overflow="WRAP")),
                 "requantize": "fixed<6,5>",
             }
             x = tensor(x_fmt, (None, 4, 4, 4))

@@ -275,9 +275,9 @@ class Linear(Op):
         """Sums whose accumulator is stated: as narrow as they allow, with room, and beyond 16 bits."""
         made = []
         for x_fmt, w_codes, stated, requantize in (
-            ("ufixed<4,4>", [[7, -8, 0, 3], [-7, 7, 1, -5]], "fixed<9,[9,7]>", "fixed<6,5>"),
-            ("fixed<4,1>", [[7, -8, 0, 3], [-7, 7, 1, -5]], "fixed<16,[13,11]>", "ufixed<16,6>"),
-            ("ufixed<8,8>", [[7, -8, 7, 7], [-7, -7, 1, -5]], "fixed<17,[17,15]>", ""),
+            ("ufixed<4,4>", [[7, -8, 0, 3], [-7, 7, 1, -5]], "fixed<9,[9,7],TRN,WRAP>", "fixed<6,5>"),
+            ("fixed<4,1>", [[7, -8, 0, 3], [-7, 7, 1, -5]], "fixed<16,[13,11],TRN,WRAP>", "ufixed<16,6>"),
+            ("ufixed<8,8>", [[7, -8, 7, 7], [-7, -7, 1, -5]], "fixed<17,[17,15],TRN,WRAP>", ""),
         ):
             w_fmt = "fixed<4,[4,2]>"
             w = constant(w_fmt, np.array(w_codes))

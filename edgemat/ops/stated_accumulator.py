@@ -2,7 +2,8 @@
 
 ``fixed<P,I,TRN,WRAP>`` states P signed bits on the grid of the sum. Nothing is taken on trust: the interval of all
 partial sums follows from the codes and the input's range, bias included, and must lie within
-``-2**(P-1) .. 2**(P-1) - 1``. Native code then accumulates in exactly so many bits.
+``-2**(P-1) .. 2**(P-1) - 1``. Native code then accumulates in exactly so many bits. No other modes may be stated:
+with an accumulator that saturates or drops low bits the result would depend on the order of the sum.
 """
 
 from __future__ import annotations
@@ -31,13 +32,21 @@ def prove(call: Call, bounds: Bounds, fracs: Sequence[int]) -> Bounds:
         fracs: Fractional bits of the sum, one entry or one per output channel.
 
     Raises:
-        LoweringError: if the format is not signed, lies on another grid, or cannot hold a partial sum.
+        LoweringError: if the format is not signed, saturates or rounds, lies on another grid, or cannot hold a partial
+            sum.
     """
     if not call.attrs.get("accumulator"):
         return bounds
     fmt = call.format_attr("accumulator")
-    if not fmt.signed or fmt.bipolar or fmt.widths is not None or fmt.int_bits is None:
-        raise call.refuse(f"its accumulator is {fmt}", "expected a signed format of one stated width, 'fixed<P,I>'")
+    if not fmt.signed or fmt.bipolar or fmt.widths is not None:
+        raise call.refuse(
+            f"its accumulator is {fmt}", "expected a signed format of one stated width, 'fixed<P,I,TRN,WRAP>'"
+        )
+    if (fmt.rounding, fmt.overflow) != ("TRN", "WRAP"):
+        raise call.refuse(
+            f"its accumulator is {fmt}, which rounds or saturates: the result would depend on the order of the sum",
+            f"expected '{replace(fmt, rounding='TRN', overflow='WRAP')}', whose width holds every partial sum",
+        )
     grid = uniform(tuple(int(f) for f in fracs))
     if uniform(fmt.fracs) != grid:
         raise call.refuse(

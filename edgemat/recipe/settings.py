@@ -189,6 +189,12 @@ def checked_settings(given: Mapping[str, Any], label: str, optional: tuple[str, 
         elif key in _NUMBERS:
             low, high, words = _NUMBERS[key]
             whole = isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+            if key == "accumulator" and "fixed<" in str(value):
+                raise FormatError(
+                    f"{label}: accumulator is {str(value)!r}, expected a width alone, such as 16: the binary point is "
+                    "the sum's, and an accumulator that saturates or drops low bits is refused, because its result "
+                    "would depend on the order of the sum"
+                )
             if value is not None and not whole and value not in words:
                 names = "".join(f", {word!r}" for word in words)
                 raise FormatError(

@@ -139,6 +139,12 @@ def test_specs_follow_the_layer():
         ("weight_groups = 0", "weight_groups is 0"),
         ("learn_widths = 'al'", "did you mean 'all'"),
         ("accumulator = 1", "accumulator is 1"),
+        (
+            "accumulator = 'fixed<12,4,RND,SAT>'",
+            "accumulator is 'fixed<12,4,RND,SAT>', expected a width alone",
+        ),
+        ("accumulator = 'fixed<12,4,TRN,WRAP>'", "and an accumulator that saturates or drops low bits is refused"),
+        ("[rules.a]\naccumulator = 'non'", "accumulator is 'non', expected None or a whole number from 2 to 64"),
         ("accumulator_bound = 'a2q++'", "did you mean 'a2q"),
         ("points = 'statistic'", "did you mean 'statistics'"),
         ("every_layer = 1", "every_layer is 1, expected True or False"),

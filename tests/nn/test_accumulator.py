@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch import nn
 
 import edgemat
 from edgemat import report
-from edgemat.errors import FormatError, LoweringError
+from edgemat.errors import EdgematError, FormatError, LoweringError
 from edgemat.lower import read
 from edgemat.lower.reader import read_bytes
 from edgemat.nn import QuantConv2d, QuantConvTranspose2d, QuantLinear
@@ -411,14 +412,19 @@ def test_a_weight_one_lsb_larger_is_refused(tight) -> None:
     [
         ("ufixed<12,4,TRN,WRAP>", "expected a signed format"),
         ("fixed<12,9,TRN,WRAP>", "on the grid"),
-        ("fixed<12>", "signed"),
+        ("fixed<12>", "attribute 'accumulator'.*has a learned binary point"),
+        ("fixed<12,{i},TRN,SAT>", "TRN,SAT>, which rounds or saturates.*'fixed<12,{i},TRN,WRAP>'"),
+        ("fixed<12,{i},RND,SAT>", "rounds or saturates"),
+        ("fixed<12,{i},RND,WRAP>", "rounds or saturates"),
     ],
 )
 def test_other_statements_are_refused(tight, stated: str, words: str) -> None:
     model = onnx.load(tight[1])
     node = next(n for n in model.graph.node if n.op_type == "Linear")
-    next(a for a in node.attribute if a.name == "accumulator").s = stated.encode()
-    with pytest.raises(LoweringError, match=words):
+    attribute = next(a for a in node.attribute if a.name == "accumulator")
+    point = attribute.s.decode().partition(",")[2].rpartition(",TRN")[0]  # of the sum
+    attribute.s = stated.format(i=point).encode()
+    with pytest.raises(EdgematError, match=words.format(i=re.escape(point))):
         read_bytes(model.SerializeToString())
 
 
