@@ -19,7 +19,7 @@ import numpy as np
 
 from edgemat import formats
 from edgemat.body import Body, Coded
-from edgemat.errors import LoweringError
+from edgemat.errors import FormatError, LoweringError
 from edgemat.formats import Fixed
 from edgemat.narrowing import (
     carrier_for,
@@ -268,8 +268,17 @@ class Call:
         return self.constants.get(index)
 
     def format_attr(self, key: str) -> Fixed:
-        """Parses the attribute `key` as a format."""
-        return Fixed.parse(self.attrs[key])
+        """Parses the attribute `key` as a format with a stated binary point.
+
+        Raises:
+            FormatError: if it is none; names the attribute (`edgemat.lower.typing` adds the node).
+        """
+        try:
+            parsed = Fixed.parse(self.attrs[key])
+            _ = parsed.fracs  # refuses a binary point that is still to be learned
+        except FormatError as error:
+            raise FormatError(f"attribute {key!r}: {error}") from None
+        return parsed
 
     def refuse(self, found: str, remedy: str) -> LoweringError:
         """A LoweringError that names this node."""

@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgemat.body import DOMAIN
-from edgemat.errors import LoweringError, UnsupportedOpError
+from edgemat.errors import FormatError, LoweringError, UnsupportedOpError
 from edgemat.formats import Fixed
 from edgemat.op import MAX_ELEMENTS, REAL, Call, Tensor
 from edgemat.ops import BY_NAME
@@ -113,9 +113,17 @@ def call_of(node: ir.Node) -> Call:
 
 
 def type_node(node: ir.Node) -> Call:
-    """Types the outputs of a node; returns its Call."""
-    call = call_of(node)
-    for value, tensor in zip(node.outputs, call.y, strict=True):
+    """Types the outputs of a node; returns its Call.
+
+    Raises:
+        EdgematError: if that fails; the message names the node.
+    """
+    try:
+        call = call_of(node)
+        types = call.y
+    except FormatError as error:  # of an attribute or a sum, neither of which knows whose it is
+        raise FormatError(f"node {node.name!r} ({node.op_type}): {error}") from None
+    for value, tensor in zip(node.outputs, types, strict=True):
         value.meta[META] = tensor
     node.meta[CALL] = call
     return call

@@ -13,7 +13,7 @@ import edgemat
 from edgemat.errors import EdgematError, LoweringError
 from edgemat.lower import read
 from edgemat.lower.reader import read_bytes
-from tests.core.tampering import DATA, attr, function, node, refused, sentence
+from tests.core.tampering import DATA, attr, function, node, proto, refused, sentence
 
 
 def test_the_untouched_file_is_read() -> None:
@@ -22,6 +22,25 @@ def test_the_untouched_file_is_read() -> None:
     assert (graph.input_names, graph.output_names) == (["x"], ["y"])
     assert graph.input_type(0).shape == (None, 2, 6, 6) and graph.output_type(0).shape == (None, 3)
     assert set(graph.constants) == {"conv1.weight", "conv2.weight", "fc.weight"}
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("nonsense", "format 'nonsense' cannot be read"),
+        ("fixed<8>", "has a learned binary point"),
+        ("fixed<0,1>", "width is 0"),
+        ("fixed<70,1>", "width is 70"),
+        ("fixed<8,-300,RND,SAT>", "int_bits is -300"),
+    ],
+)
+@pytest.mark.parametrize(("op", "key"), [("Quantize", "y_format"), ("Conv", "w_format"), ("Conv", "requantize")])
+def test_a_malformed_format_names_its_node_and_attribute(op: str, key: str, text: str, words: str) -> None:
+    def change(model: onnx.ModelProto) -> None:
+        attr(model, op, key).s = text.encode()
+
+    name = node(proto(), op).name
+    refused(change, rf"^node '{name}' \({op}\): attribute '{key}': .*{words}")
 
 
 # -- bytes ---------------------------------------------------------------------------------------------------------
