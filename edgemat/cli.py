@@ -12,6 +12,7 @@ import json
 import os
 import sys
 import tempfile
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -197,7 +198,13 @@ def report(
 
     if codes and inputs is None:
         raise click.UsageError("--codes says what --inputs holds; give --inputs.")
-    click.echo(write_report(model, output, inputs, codes, history, front))
+    with warnings.catch_warnings(record=True) as noticed:
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("always", RuntimeWarning)
+        written = write_report(model, output, inputs, codes, history, front)
+    for warning in noticed:
+        click.echo(f"edgemat: warning: {warning.message}", err=True)
+    click.echo(written)
 
 
 @cli.command()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import warnings
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -22,7 +23,7 @@ from edgemat.report.checkpoint import Checkpoint, is_checkpoint, read_checkpoint
 from edgemat.report.history import Series, read_front, read_history
 from edgemat.report.inspection import Inspection, inspect
 from edgemat.report.targets import TargetCost
-from edgemat.report.values import BINS, Distribution, distributions
+from edgemat.report.values import BINS, Distribution, distributions, infinities
 from edgemat.sim.arrays import Arrays
 
 Card = dict[str, Any]
@@ -53,6 +54,9 @@ def write_report(
 
     Raises:
         EdgematError: if something cannot be read or written; nothing is left behind then.
+
+    Warns:
+        RuntimeWarning: for infinities among the inputs, which saturate; the page says so, too.
     """
     model, output = Path(model), Path(output)
     for source in (model, history, front, None if front is None else Path(front) / "front.json"):
@@ -68,6 +72,8 @@ def write_report(
     else:
         page = _graph_page(read(model), inputs, codes)
     page.pop("series", None)
+    for warning in page.get("warnings", ()):
+        warnings.warn(warning, RuntimeWarning, stacklevel=2)
     page |= {"file": model.name, "training": _training(series), "front": _front(points)}
     return _write(output, _environment().get_template("report.html").render(page))
 
@@ -76,6 +82,7 @@ def _graph_page(graph: Graph, inputs: Arrays | None, codes: bool) -> dict[str, A
     """Everything a lowered file says."""
     report = inspect(graph)
     tensors, weights = distributions(graph, inputs, codes)
+    infinite = {} if inputs is None or codes else infinities(graph, inputs)
     costs = [_cost(inspect(graph, target).target) for target in ("mcu", "hls")]
     source = "generated, uniform over what the inputs can hold" if inputs is None else "given"
     samples = tensors[0].count // max(graph.input_type(0).size, 1)
@@ -83,6 +90,7 @@ def _graph_page(graph: Graph, inputs: Arrays | None, codes: bool) -> dict[str, A
         "title": report.model,
         "facts": _facts(report),
         "samples": f"{samples:,} samples, {source}",
+        "warnings": list(infinite.values()),
         "cards": [_card(entry) for entry in tensors],
         "weights": [_card(entry) for entry in weights],
         "tables": [_nodes(report), *(cost for cost in costs if cost)],

@@ -9,7 +9,7 @@ import numpy as np
 from edgemat.formats import Fixed, dequantize
 from edgemat.lower.graph import Graph
 from edgemat.op import Tensor
-from edgemat.sim.arrays import Arrays, to_codes
+from edgemat.sim.arrays import Arrays, by_name, to_codes, to_float32
 from edgemat.sim.simulator import onnx_trace
 
 BINS = 64
@@ -140,6 +140,26 @@ def distributions(
         rounded = name in rounding or call.op.name in ("Requantize", "Table", "Softmax")
         made.append(_tensor(graph.tensors[name], kind, parts[name], rounded, call.name))
     return made, _weights(graph)
+
+
+def infinities(graph: Graph, inputs: Arrays) -> dict[str, str]:
+    """A sentence for each input, by its name, that holds infinities; those beyond float32 count as well.
+
+    Args:
+        graph: A lowered graph.
+        inputs: Samples (real values), one array or one by input name.
+    """
+    made = {}
+    for index, (name, array) in enumerate(by_name(graph, inputs).items()):
+        count = int(np.isinf(to_float32(name, array)).sum())
+        fmt = graph.input_type(index).format
+        becomes = "becomes 0 in" if fmt.overflow == "SAT_ZERO" else "saturates at an end of"
+        if count:
+            made[name] = (
+                f"input {name!r} holds {count:,} infinite of {array.size:,} values; each {becomes} {fmt}: clean the data "
+                "if none is meant"
+            )
+    return made
 
 
 def _narrow(codes: np.ndarray) -> np.ndarray:

@@ -126,6 +126,23 @@ def test_everything_is_on_the_page(trained: Path, tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
 
 
+@pytest.mark.parametrize("value", [np.inf, -np.inf, 1e39])
+def test_infinities_are_said_on_the_page_and_on_stderr(value: float, trained: Path, tmp_path: Path) -> None:
+    x = np.load(trained / "x.npy").astype(np.float64)
+    np.save(tmp_path / "finite.npy", x)
+    x[0, 0, 0, :3] = value
+    np.save(tmp_path / "infinite.npy", x)
+    said = f"holds 3 infinite of {x.size:,} values; each saturates at an end of fixed<6,3,RND,SAT>"
+    for name, words in (("finite", ""), ("infinite", said)):
+        arguments = ["report", trained / "net.onnx", "-o", tmp_path / "page.html", "--inputs", tmp_path / f"{name}.npy"]
+        done = CliRunner().invoke(cli.cli, list(map(str, arguments)))
+        assert (done.exit_code, done.stdout) == (0, f"{tmp_path / 'page.html'}\n")
+        texts = " ".join(self_contained(tmp_path / "page.html").texts)
+        assert words in texts and words in done.stderr and ("infinite" in texts + done.stderr) == bool(words)
+    with pytest.warns(RuntimeWarning, match="3 infinite"):
+        write_report(trained / "net.onnx", tmp_path / "page.html", np.load(tmp_path / "infinite.npy"))
+
+
 def test_reading_a_file_never_imports_torch(trained: Path, tmp_path: Path) -> None:
     program = (
         "import sys; from edgemat.report import write_report; "
