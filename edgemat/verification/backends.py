@@ -193,7 +193,7 @@ class Torch(Backend):
         parts_of = dict(copied.named_modules())
         states = {state.name: parts_of.get(state.name) for state in graph.states}
         for part in states.values():
-            if hasattr(part, "reset"):
+            if part is not None and hasattr(part, "reset"):
                 part.reset()
         parts: list[Codes] = []
         with torch.no_grad():
