@@ -156,8 +156,8 @@ def infinities(graph: Graph, inputs: Arrays) -> dict[str, str]:
         becomes = "becomes 0 in" if fmt.overflow == "SAT_ZERO" else "saturates at an end of"
         if count:
             made[name] = (
-                f"input {name!r} holds {count:,} infinite of {array.size:,} values; each {becomes} {fmt}: clean the data "
-                "if none is meant"
+                f"input {name!r} holds {count:,} infinite of {array.size:,} values; each {becomes} {fmt}: clean the "
+                "data if none is meant"
             )
     return made
 

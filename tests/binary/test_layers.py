@@ -84,6 +84,28 @@ def test_a_binary_network_is_the_same_on_every_backend(bias, tmp_path) -> None:
     assert len(signs) >= 4
 
 
+@pytest.mark.parametrize(
+    ("up", "weights", "multiplies"),
+    [
+        ([nn.ConvTranspose2d(2, 4, 2, stride=2, bias=False)], {"weights": "bipolar"}, 2 * 4 * 2 * 2 * 16),
+        ([nn.ConvTranspose2d(2, 4, 2, stride=2, bias=False)], {"weights": "fixed<4>", "khot": 1}, 0),
+        ([nn.Upsample(scale_factor=2), nn.Conv2d(2, 4, 3, padding=1, bias=False)], {"weights": "bipolar"}, 0),
+    ],
+    ids=["transposed", "khot", "upsample"],
+)
+def test_a_transposed_convolution_multiplies_by_signs_and_inspect_counts_it(up, weights, multiplies, tmp_path) -> None:
+    """As docs/binary.md says, beside the two ways without multiplications that it names."""
+    torch.manual_seed(2)
+    q = edgemat.quantize(nn.Sequential(*up), edgemat.Recipe(input="fixed<8,3>", outputs="fixed<8>", **weights))
+    x = torch.randn(8, 2, 4, 4)
+    edgemat.calibrate(q, [x])
+    edgemat.to_onnx(q.eval(), x[:2], tmp_path / "net.onnx")
+    assert verify(tmp_path / "net.onnx", x.numpy(), module=q, backends=["reference", "onnx", "mcu"]).ok
+    assert inspect(tmp_path / "net.onnx").totals["multiplies"] == multiplies
+    for row in inspect(tmp_path / "net.onnx", target="hls").target.to_dict()["layers"]:
+        assert (row["multipliers"] > 0) == (multiplies > 0)
+
+
 def test_batch_norm_stays_an_affine_and_accumulators_go_on_exactly() -> None:
     q, _ = converted()
     kinds = [type(q.get_submodule(str(i))) for i in (1, 4, 7, 10)]

@@ -50,6 +50,11 @@ NUMBER, MODULE, PATH = "expected a finite number", r"expected a torch\.nn\.Modul
 WRONG: dict[str, tuple[Use, tuple[Any, ...], str]] = {
     "CostTarget: at_most": (lambda q, v: edgemat.CostTarget(q, at_most=v), ("a", None, True, 0, math.nan), NUMBER),
     "CostTarget: margin": (lambda q, v: edgemat.CostTarget(q, margin=v), ("a", 1, -0.1), "least 0 and less than 1"),
+    "cost model": (
+        lambda q, v: (edgemat.CostRamp if v is None else edgemat.CostTarget)(q, v),
+        (None, "arena", 3),
+        "ebops",
+    ),
     "CostTarget": (lambda q, v: edgemat.CostTarget(v), (None, nn.Linear), MODULE),
     "CostRamp: start": (lambda q, v: edgemat.CostRamp(q, start=v), ("a", None, [1], math.inf, -1), NUMBER),
     "CostRamp: steps": (lambda q, v: edgemat.CostRamp(q, steps=v), ("a", 1.5, 0, True), "whole number of at least 1"),

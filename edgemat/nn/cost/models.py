@@ -19,8 +19,9 @@ tables (hls4ml's documentation); this model counts no sharing. Use it to compare
 ``mcu``: bytes of flash that the C library's constants take: for each layer the smallest of 1, 2 and 4 bytes that holds
 all its codes, and 4 bytes for each bias; shifts, tables of activation functions and the padding of kernels that take
 channels in blocks come on top. The table shows multiplications by kernel class as well, and the bytes of each layer's
-input and output: but for those of the network itself, the arena holds both at once. The gradient is that of an eighth
-of a byte for each bit.
+input and output, which the arena holds at once inside the network, unless the layer is element-wise. The gradient is
+that of an eighth of a byte for each bit. The arena is no model here: its size is that of a plan of all buffers of the
+lowered file (`edgemat.targets.mcu.arena`), and widths of at most 8 bits all take a byte, which leaves no gradient.
 """
 
 from __future__ import annotations
@@ -114,9 +115,19 @@ _COLUMNS = {
 }
 
 
-def _model(name: str):  # type: ignore[no-untyped-def]
+def check_model(name: str) -> str:
+    """`name`, where it is that of a cost model.
+
+    Raises:
+        FormatError: for anything else.
+    """
     if name not in MODELS:
         raise FormatError(f"cost model is {name!r}, expected {', '.join(MODELS)}{nearest(str(name), MODELS)}")
+    return name
+
+
+def _model(name: str):  # type: ignore[no-untyped-def]
+    check_model(name)
     return {"ebops": _ebops, "lut": _lut, "mcu": _mcu}[name]
 
 

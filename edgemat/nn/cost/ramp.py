@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from edgemat.errors import FormatError
 from edgemat.nn import arguments
+from edgemat.nn.cost.models import check_model
 from edgemat.nn.cost.models import cost as cost_of
 
 
@@ -33,7 +34,7 @@ class CostRamp:
     """
 
     def __init__(self, q: nn.Module, cost: str = "ebops", start: float = 1e-6, stop: float = 1e-3, steps: int = 1000):
-        self.q, self.model = arguments.module("CostRamp", q), cost
+        self.q, self.model = arguments.module("CostRamp", q), check_model(cost)
         self.start = arguments.number("CostRamp: start", start, above=0)
         self.stop = arguments.number("CostRamp: stop", stop, above=0)
         self.steps = arguments.whole("CostRamp: steps", steps, 1)

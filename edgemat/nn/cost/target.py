@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from edgemat.errors import FormatError
 from edgemat.nn import arguments
+from edgemat.nn.cost.models import check_model
 from edgemat.nn.cost.models import cost as cost_of
 
 _LIMITS = (1e-6, 1e4)
@@ -54,7 +55,7 @@ class CostTarget:
         start: float = 1e-3,
         margin: float = 0.05,
     ):
-        self.q, self.model = arguments.module("CostTarget", q), cost
+        self.q, self.model = arguments.module("CostTarget", q), check_model(cost)
         self.at_most = arguments.number("CostTarget: at_most", at_most, above=0)
         self.rate = arguments.number("CostTarget: rate", rate, above=0)
         self.margin = arguments.number("CostTarget: margin", margin, least=0, below=1)
