@@ -212,7 +212,7 @@ def test_verify(invoke: Any, library: Library, model: Path, tmp_path: Path) -> N
     outcome = invoke("verify", model, "--samples", 50, "--backends", "reference, mcu:cortex-m4", "--json")
     assert outcome.code == 0
     assert json.loads(outcome.out) == {"ok": True}
-    options = {"inputs": None, "samples": 50, "backends": ("reference", "mcu:cortex-m4"), "codes": False}
+    options = {"inputs": None, "samples": 50, "steps": None, "backends": ("reference", "mcu:cortex-m4"), "codes": False}
     assert library.calls == [("verify", (model,), options)]
     outcome = invoke("verify", model)
     assert library.calls[1][2] == {"inputs": None, "samples": None, "backends": None, "codes": False}
