@@ -35,7 +35,7 @@ class QuantReLU(QuantLayer):
     def forward(self, x: Tensor) -> Tensor:
         """``max(x, 0)``, quantised; any shape."""
         producer = self._producer.modules
-        if producer and producer[0].quantizes_ahead and not exporting():  # type: ignore[union-attr, operator]
+        if producer and producer[0].reaches_relu and not exporting():  # type: ignore[union-attr, operator]
             return x
         x = self.enter(x)
         return torch.relu(x) if self.output_quantizer is None else self.output_quantizer(x)

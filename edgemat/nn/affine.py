@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from edgemat.nn import native
-from edgemat.nn.rounding import LN2, Grid, open_interval, power_of_two, round_doubled_
+from edgemat.nn.rounding import LN2, Grid, open_interval
 
 _SHIFTED = 2
 
@@ -166,22 +166,10 @@ class QuantizedBatchNorm(torch.autograd.Function):
         running_mean, running_var, momentum, eps = running
         grid, exponent, relu = setting
         scale = math.ldexp(1.0, exponent)
-        passes = native.kernel(x, gamma, beta, running_mean, running_var)
-        if passes is not None:
-            mean = batch_mean(x)
-            y, invstd = torch.empty_like(x), torch.empty_like(mean)
-            tensors = (y, invstd, running_mean, running_var, x, mean, gamma, beta)
-            low = max(grid.low, 0) if relu else grid.low
-            rails = scale, 1.0 / scale, low, grid.high
-            passes.edgemat_norm(
-                *(t.data_ptr() for t in tensors), *_sizes(x), momentum, eps, *rails, torch.get_num_threads()
-            )
-            torch.autograd.graph.increment_version([running_mean, running_var])
-        else:
-            shifted, mean, invstd = torch.native_batch_norm(
-                x, gamma * scale, beta * scale + 0.5, running_mean, running_var, True, momentum, eps
-            )
-            y = _quantize_(shifted, grid, exponent, relu)
+        shifted, mean, invstd = torch.native_batch_norm(
+            x, gamma * scale, beta * scale + 0.5, running_mean, running_var, True, momentum, eps
+        )
+        y = _quantize_(shifted, grid, exponent, relu)
         ctx.setting, ctx.eps = setting, eps
         ctx.save_for_backward(x, gamma, beta, mean, invstd, y)
         return y
@@ -190,14 +178,6 @@ class QuantizedBatchNorm(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, gamma, beta, mean, invstd, y = ctx.saved_tensors
         g = grads[0].to(x.dtype).contiguous()
-        passes = None if torch.is_grad_enabled() else native.kernel(g, x, y, gamma, beta, mean, invstd)
-        if passes is not None:
-            dx, parts = torch.empty_like(x), torch.empty(4, *gamma.shape)
-            low, high = open_interval(*ctx.setting, False)
-            pointers = (t.data_ptr() for t in (dx, *parts.unbind(), g, x, y, gamma, beta, mean, invstd))
-            point = passes.edgemat_norm_backward(*pointers, *_sizes(x), low, high, torch.get_num_threads())
-            df = torch.tensor(point) if ctx.needs_input_grad[4] else None
-            return dx, parts[0], parts[1], None, df, None
         a = gamma * invstd
         b = torch.addcmul(beta, a, mean, value=-1.0)
         inside = _inside_(g, _affine(x, a, b), *ctx.setting)
@@ -207,84 +187,3 @@ class QuantizedBatchNorm(torch.autograd.Function):
             # <inside, z> with z = gamma * (x - mean) * invstd + beta.
             df = _point_gradient(gamma, beta, dgamma, dbeta, g, y)
         return dx, dgamma, dbeta, None, df, None
-
-
-class NormAffine(torch.autograd.Function):
-    """A training batch norm as a fixed-point affine, rounded half up and saturated, in one native call each way.
-
-    The factor ``a = gamma / sqrt(var + eps)`` is rounded to binary points of its own, ``b = beta - mean * a`` (the
-    unrounded a) is not: what `QuantBatchNorm` does step by step. `norm_affine` says whether it may be used.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, gamma: Tensor, beta: Tensor, points: Tensor, frac: Tensor, setting: Any, kept: Any
-    ) -> Tensor:
-        ctx.setting, ctx.factors = setting
-        ctx.save_for_backward(x, gamma, points, *kept)
-        return kept[0]
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, gamma, points, y, a, b, invstd, mean = ctx.saved_tensors
-        g = grads[0].to(x.dtype).contiguous()
-        passes = None if torch.is_grad_enabled() else native.kernel(g, x, y)
-        if passes is None:
-            return *NormAffine.eager(ctx, g), None, None
-        dx, parts = torch.empty_like(x), torch.empty(3, *gamma.shape)
-        tensors = (dx, *parts.unbind(), g, x, y, gamma, a, b, mean, invstd, points)
-        low, high = open_interval(*ctx.setting, False)
-        rails = ctx.factors.low, ctx.factors.high, low, high
-        sizes = points.numel(), *_sizes(x)
-        pointers = (t.data_ptr() for t in tensors)
-        point = passes.edgemat_norm_affine_backward(*pointers, *sizes, *rails, torch.get_num_threads())
-        dpoints = parts[2] if points.dim() else parts[2].sum()
-        return dx, parts[0], parts[1], dpoints, torch.tensor(point), None, None
-
-    @staticmethod
-    def eager(ctx: Any, g: Tensor) -> tuple[Tensor, ...]:
-        """The gradients of x, gamma, beta, the points of the factor and the point of the result."""
-        x, gamma, points, y, a, b, invstd, mean = ctx.saved_tensors
-        inside = _inside_(g, _affine(x, a, b), *ctx.setting)
-        dx, dgamma, db = _norm_gradients(inside, x, a, mean, invstd, 0.0)
-        da = dgamma / invstd + mean * db
-        real = invstd * gamma
-        rounded = round_doubled_(real.detach() * power_of_two(points.detach().round().to(torch.int32) + 1), "RND")
-        passed = torch.ops.aten.hardtanh_backward(da, rounded, ctx.factors.low - 0.5, ctx.factors.high + 0.5)
-        dpoints = LN2 * (passed * real - da * a)
-        point = _point_gradient(a, b, da, db, g, y)
-        return dx, (passed - mean * db) * invstd, db, dpoints if points.dim() else dpoints.sum(), point
-
-
-def norm_affine(
-    x: Tensor, gamma: Tensor, beta: Tensor, points: Tensor, frac: Tensor, running: tuple[Any, ...], setting: Any
-) -> Tensor | None:
-    """`NormAffine` of x, or None where the general way must be taken.
-
-    Args:
-        x: ``[batch, channels, ...]``.
-        gamma: Weights of the norm.
-        beta: Biases of the norm.
-        points: Fractional bits of the factor a, one or one per channel.
-        frac: Fractional bits of the result.
-        running: Running mean and variance, momentum, eps.
-        setting: Grid, exponent and ReLU of the result; grid of the factor.
-    """
-    running_mean, running_var, momentum, eps = running
-    result, factors = setting
-    grid, exponent, relu = result
-    passes = native.kernel(x, gamma, beta, points, running_mean, running_var)
-    if passes is None or not x.requires_grad:
-        return None
-    plain = x.detach()
-    mean = batch_mean(plain)
-    y, parts = torch.empty_like(plain), torch.empty(3, *gamma.shape)
-    tensors = (y, *parts.unbind(), running_mean, running_var, plain, mean, gamma, beta, points)
-    scale = math.ldexp(1.0, exponent)
-    rails = factors.low, factors.high, scale, 1.0 / scale, max(grid.low, 0) if relu else grid.low, grid.high
-    pointers = (t.data_ptr() for t in tensors)
-    sizes = points.numel(), *_sizes(x), momentum, eps
-    if not passes.edgemat_norm_affine(*pointers, *sizes, *rails, torch.get_num_threads()):
-        return None
-    torch.autograd.graph.increment_version([running_mean, running_var])
-    return NormAffine.apply(x, gamma, beta, points, frac, setting, (y, *parts.unbind(), mean))

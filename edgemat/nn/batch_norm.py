@@ -10,10 +10,10 @@ from torch.nn import functional as F
 
 from edgemat.errors import FormatError, LoweringError
 from edgemat.formats import Fixed
-from edgemat.nn import compiled
-from edgemat.nn.affine import BatchAffine, batch_statistics, norm_affine
+from edgemat.nn import compiled, stage
+from edgemat.nn.affine import BatchAffine, batch_statistics
 from edgemat.nn.emission import emit, exporting
-from edgemat.nn.layer import QuantLayer, exact_arithmetic
+from edgemat.nn.layer import Link, QuantLayer, exact_arithmetic
 from edgemat.nn.quantizer import FixedQuantizer
 from edgemat.nn.quantizers import weight_quantizer, weight_spec
 from edgemat.nn.rounding import Grid, QuantizeChannels
@@ -65,10 +65,15 @@ class BatchNorm(nn.Module):
     def normalize_quantized(self, x: Tensor, quantizer: FixedQuantizer) -> Tensor:
         """`normalize`, then `quantizer`, in one pass over the data."""
         assert self.running_mean is not None
-        if compiled.compiling():
-            return quantizer(compiled.normalize(self, x))
         gamma = torch.ones_like(self.running_mean) if self.weight is None else self.weight
         beta = torch.zeros_like(self.running_mean) if self.bias is None else self.bias
+        if type(quantizer) is FixedQuantizer and stage.available(x):
+            grids = stage.Stage(None, None, quantizer.grid, quantizer.relu, None)
+            y, mean, var = stage.apply(x, gamma, beta, None, (None, quantizer.frac, None), self.eps, grids)
+            move_statistics(self, x, mean, var)
+            return y
+        if compiled.compiling():
+            return quantizer(compiled.normalize(self, x))
         momentum = count_batch(self, x)
         return quantizer.normalized(x, gamma, beta, self.running_mean, self.running_var, momentum, self.eps)
 
@@ -90,6 +95,18 @@ def count_batch(norm: BatchNorm | QuantBatchNorm, x: Tensor) -> float:
     if norm.momentum is None or norm.estimating:
         return 1.0 / float(norm.num_batches_tracked)
     return float(norm.momentum)  # type: ignore[arg-type]
+
+
+@torch.no_grad()
+def move_statistics(norm: BatchNorm | QuantBatchNorm, x: Tensor, mean: Tensor, var: Tensor) -> None:
+    """Counts a batch and moves the running statistics towards its mean and unbiased variance."""
+    if compiled.compiling():
+        compiled.move_statistics(norm, mean, var)
+        return
+    momentum = count_batch(norm, x)
+    assert norm.running_mean is not None and norm.running_var is not None
+    norm.running_mean.lerp_(mean, momentum)
+    norm.running_var.lerp_(var, momentum)
 
 
 def update_statistics(norm: QuantBatchNorm, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -152,6 +169,7 @@ class QuantBatchNorm(QuantLayer):
         self.bias_grid = Grid.of(Fixed(width, 0))
         self.final = False
         self.estimating = False
+        self._maker, self._relu = Link(), Link()
         self._formats: dict[str, Any] = {}
 
     @property
@@ -203,9 +221,12 @@ class QuantBatchNorm(QuantLayer):
             y = self._fused(x)
             if y is not None:
                 return y
+            first = self._joined(self._maker)
+            x = x if first is None else first(x)
             if compiled.compiling() and self.uses_batch_statistics and not self.weight_quantizer.observing:
                 y, quantizer = self._compiled(x.float()), self.next_quantizer
-                return quantizer(y) if quantizer is not None and self.quantizes_ahead else self.leave(y)
+                ahead = quantizer is not None and self.output_quantizer is None and self.quantizes_ahead
+                return quantizer(y) if ahead else self.leave(y)  # type: ignore[misc]
             mean, var = self.statistics(x)
             source = self.source()
             observing = self.weight_quantizer.observing or (source is not None and source.observing)
@@ -221,21 +242,65 @@ class QuantBatchNorm(QuantLayer):
             y = torch.addcmul(b.to(carrier).view(shape), x.to(carrier), a.to(carrier).view(shape))
         return self.leave(y.float() if self.final and self.training else y)
 
+    # -- the stage: sums, affine and ReLU in single passes --------------------------------------------------------
+    def take_over(self, maker: QuantLayer) -> None:
+        """Names the layer whose output quantiser may join this batch norm's pass: nobody else takes its result."""
+        self._maker = Link(maker)
+        maker.bequeath(self)  # type: ignore[operator]
+
+    def reach(self, relu: QuantLayer) -> None:
+        """Names the ReLU, with a quantiser of its own, that may join this batch norm's pass."""
+        self._relu = Link(relu)
+
+    @property
+    def _staged(self) -> bool:
+        """Whether a training step may go through `edgemat.nn.stage`; known before the sums are."""
+        quantizer = self.next_quantizer
+        return (
+            (compiled.compiling() or stage.at_hand())
+            and self.uses_batch_statistics
+            and not self.estimating
+            and self.bias is not None
+            and self.weight_quantizer.takes_rows(self.weight, False)
+            and type(quantizer) is FixedQuantizer
+            and quantizer.takes_affine
+        )
+
+    def _joined(self, link: Link) -> FixedQuantizer | None:
+        """The output quantiser of a linked layer where the stage can take it."""
+        quantizer = link.modules[0].output_quantizer if link.modules else None  # type: ignore[union-attr]
+        plain = type(quantizer) is FixedQuantizer and quantizer.takes_affine and not quantizer.per_channel
+        return quantizer if plain and self._staged else None  # type: ignore[return-value]
+
+    @property
+    def takes_sums(self) -> bool:
+        """Whether this batch norm quantises the sums of the layer before it, which hands them on as they are."""
+        return self._joined(self._maker) is not None
+
+    @property
+    def reaches_relu(self) -> bool:
+        """Whether this layer's pass contains the ReLU behind it and that ReLU's quantiser."""
+        return super().reaches_relu or self._joined(self._relu) is not None
+
     def _fused(self, x: Tensor) -> Tensor | None:
-        """The affine of a training step with the quantiser behind it, natively; None where that is not possible."""
-        factors, quantizer = self.weight_quantizer, self.next_quantizer
-        if not (factors.takes_rows(self.weight, False) and quantizer is not None and self.quantizes_ahead):
+        """A training step of the stage natively; None where the general way must be taken."""
+        if not self._staged or not stage.available(x) or x.numel() == x.shape[1]:
             return None
-        if self.estimating or self.bias is None or x.numel() == x.shape[1] or compiled.compiling():
-            return None
-        momentum = 1.0 / (float(self.num_batches_tracked) + 1.0) if self.momentum is None else float(self.momentum)
-        running = self.running_mean, self.running_var, momentum, self.eps
-        result = quantizer.grid, quantizer.exponent(), quantizer.relu
-        points = factors.frac, quantizer.frac
-        y = norm_affine(x, self.weight, self.bias, *points, running, (result, factors.grid))
-        if y is not None:
-            self.num_batches_tracked.add_(1)
+        first, third = self._joined(self._maker), self._joined(self._relu)
+        factors, result = self.weight_quantizer, self.next_quantizer
+        assert result is not None and self.weight is not None and self.bias is not None
+        fracs = [None if q is None else q.frac for q in (first, result, third)]
+        outer = [None if q is None else q.grid for q in (first, third)]
+        grids = stage.Stage(outer[0], factors.grid, result.grid, result.relu, outer[1])
+        y, mean, var = stage.apply(x, self.weight, self.bias, factors.frac, fracs, self.eps, grids)
+        move_statistics(self, x, mean, var)
         return y
+
+    def leave(self, y: Tensor) -> Tensor:
+        """Applies the output quantiser, and that of a ReLU that has left it to this layer."""
+        y = super().leave(y)
+        third = None if exporting() else self._joined(self._relu)
+        return y if third is None else third(y)
 
     def _batch_statistics(self, x: Tensor, mean: Tensor, var: Tensor) -> Tensor:
         """The affine of a training step: a rounded, b real, as its grid is far finer than the statistics' noise."""
@@ -246,7 +311,8 @@ class QuantBatchNorm(QuantLayer):
         a = self.weight_quantizer(a)
         quantizer = self.next_quantizer
         if quantizer is not None and self.quantizes_ahead:
-            return quantizer.affine(x, a, b, mean, var, self.eps)
+            y, third = quantizer.affine(x, a, b, mean, var, self.eps), self._joined(self._relu)
+            return y if third is None else third(y)
         y = BatchAffine.apply(x, a, b, mean, var, self.eps)
         return self.leave(y)
 

@@ -225,16 +225,21 @@ def parameters(
 
 
 # -- batch norms --------------------------------------------------------------------------------------------------
+@torch.no_grad()
+def move_statistics(norm: Any, mean: Tensor, var: Tensor) -> None:
+    """Counts a batch and moves the running statistics of `norm` towards its mean and unbiased variance."""
+    norm.num_batches_tracked.add_(1)
+    momentum = norm.momentum
+    weight = momentum if momentum is not None else 1.0 / norm.num_batches_tracked.to(mean.dtype)
+    norm.running_mean.lerp_(mean, weight)
+    norm.running_var.lerp_(var, weight)
+
+
 def batch_statistics(norm: Any, x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance of a batch per channel (axis 1); counts it and moves the running ones of `norm`."""
     var, mean = torch.var_mean(x, [d for d in range(x.dim()) if d != 1], correction=0)
     count = x.numel() // x.shape[1]
-    with torch.no_grad():
-        norm.num_batches_tracked.add_(1)
-        momentum = norm.momentum
-        weight = momentum if momentum is not None else 1.0 / norm.num_batches_tracked.to(mean.dtype)
-        norm.running_mean.lerp_(mean, weight)
-        norm.running_var.lerp_(var * (count / (count - 1)), weight)
+    move_statistics(norm, mean, var * (count / (count - 1)))
     return mean, var
 
 

@@ -18,6 +18,7 @@ from edgemat.nn.normalization_conversion import parts_of, quantized_norm
 from edgemat.nn.placement import Placement, Value
 from edgemat.nn.quantizer import FixedQuantizer
 from edgemat.nn.tracing import argument, refuse
+from edgemat.recipe import LayerRecipe
 
 
 class Handlers(Placement):
@@ -53,6 +54,7 @@ class Handlers(Placement):
                 "(activation_groups='channel'), expected one format of the input; leave one of the two out in a rule "
                 "for this layer"
             )
+        options |= self.token_options(node, old, rules)
         layer = self.weighted(node, old, options)
         layer.weight, layer.bias = old.weight, old.bias
         layer.path = name
@@ -98,6 +100,20 @@ class Handlers(Placement):
         made = convolution.QuantConv1d if kind is nn.Conv1d else convolution.QuantConv2d
         return made(*shape, old.dilation, old.groups, old.bias is not None, **options)
 
+    def token_options(self, node: fx.Node, old: Any, rules: LayerRecipe) -> dict[str, Any]:
+        """What a `QuantLinear` takes for tokens with scales of their own."""
+        if rules.tokens is None:
+            return {}
+        if module_type(old) is not nn.Linear or old.bias is not None:
+            found = "a Linear with a bias" if module_type(old) is nn.Linear else f"a {type(old).__name__}"
+            raise refuse(
+                node,
+                self.root,
+                f"is {found} and has tokens={str(rules.tokens)!r}, expected a Linear with bias=False",
+                "leave tokens out for this layer in a rule of the recipe",
+            )
+        return {"tokens": rules.tokens, "token_scale": rules.token_scale}
+
     def foldable_norm(self, node: fx.Node) -> fx.Node | None:
         """The batch norm behind a layer that folds into it."""
         follower = self.follower(node)
@@ -129,6 +145,8 @@ class Handlers(Placement):
             output=self.output_quantizer(node, False),
         )
         layer.link(x.source)
+        if isinstance(x.maker, linear.WeightedLayer) and self.hands_on(node, x):
+            layer.take_over(x.maker)
         self.finish(node, self.call(self.module_name(node), layer, x.node), layer, False)
 
     def indexes(self, node: fx.Node) -> bool:
@@ -164,6 +182,9 @@ class Handlers(Placement):
         if isinstance(before, linear.WeightedLayer | QuantBatchNorm) and layer.output_quantizer is not None:
             before.precede(layer.output_quantizer)
             layer.follow(before)
+        elif isinstance(x.maker, QuantBatchNorm) and self.hands_on(node, x):
+            x.maker.reach(layer)
+            layer.follow(x.maker)
         self.finish(node, self.call(self.module_name(node), layer, x.node), layer, True)
 
     def do_clip(self, node: fx.Node) -> None:

@@ -121,6 +121,11 @@ class QuantLayer(nn.Module):
         """Whether batch norm with batch statistics and the next quantiser run in one pass in this layer."""
         return False
 
+    @property
+    def reaches_relu(self) -> bool:
+        """Whether this layer's pass contains the ReLU behind it and that ReLU's quantiser."""
+        return self.output_quantizer is None and self.quantizes_ahead
+
     def enter(self, x: Tensor) -> Tensor:
         """Applies the own input quantiser, if any; keeps the shape of the input for the cost models."""
         if not torch.compiler.is_compiling():

@@ -26,7 +26,7 @@ from edgemat.errors import FormatError
 from edgemat.formats import Fixed
 from edgemat.nn import compiled
 from edgemat.nn.accumulator import AccumulatorQuantizer, limited, limited_batch_statistics
-from edgemat.nn.batch_norm import BatchNorm, folded_scale
+from edgemat.nn.batch_norm import BatchNorm, QuantBatchNorm, folded_scale
 from edgemat.nn.emission import emit, exporting
 from edgemat.nn.layer import FLOAT32_EXACT, Link, QuantLayer, exact_arithmetic
 from edgemat.nn.quantizer import FixedQuantizer
@@ -34,6 +34,7 @@ from edgemat.nn.quantizers import bias_quantizer, weight_quantizer, weight_spec
 from edgemat.nn.rounding import Grid, QuantizeChannels
 from edgemat.nn.ternary_quantizer import Scales, TernaryQuantizer
 from edgemat.nn.ternary_scale import emit_scaled, freeze_scales
+from edgemat.nn.token_quantizer import TokenQuantizer, token_quantizer
 from edgemat.nn.weights import folded_weight, layer_parameters
 from edgemat.recipe import WeightSpec
 
@@ -84,7 +85,7 @@ class WeightedLayer(QuantLayer):
         self.outputs = outputs
         self.bias_grid = Grid.of(Fixed(width, 0))
         self.final = False
-        self._norm = Link()
+        self._norm, self._heir = Link(), Link()
         self._formats: dict[str, Any] = {}
         self._scales: Scales | None = None
         if self.limiter is not None and self.input_quantizer is not None:
@@ -105,6 +106,17 @@ class WeightedLayer(QuantLayer):
         source = self.source()
         if self.limiter is not None and source is not None:
             self.limiter.meet(source.signed)
+
+    def bequeath(self, norm: QuantBatchNorm) -> None:
+        """Names the batch norm that may quantise this layer's sums itself (`QuantBatchNorm.take_over`)."""
+        self._heir = Link(norm)
+
+    def leave(self, y: Tensor) -> Tensor:
+        """Applies the output quantiser, if any, unless the batch norm behind this layer does so in its own pass."""
+        heir = self._heir.modules
+        if heir and heir[0].takes_sums and not exporting():  # type: ignore[union-attr]
+            return y
+        return super().leave(y)
 
     # -- batch norm -----------------------------------------------------------------------------------------------
     def fold(self, norm: BatchNorm) -> None:
@@ -348,7 +360,15 @@ class QuantLinear(WeightedLayer):
         output: Format of the result, or None for the exact accumulator.
         relu: Whether a ReLU precedes the output quantiser.
         per_channel: Whether a learned weight binary point is one per output.
+        tokens: Format of a row's codes, such as ``"fixed<8>"``, where each row (token) of the input is quantised with a
+            power of two of its own (`TokenQuantizer`, docs/normalization.md); None for the input's own codes.
+        token_scale: ``"power_of_two"``, or ``"absmax"`` for training alone.
+
+    Raises:
+        FormatError: for tokens together with a bias, which does not scale with a row.
     """
+
+    tokens: TokenQuantizer | None = None
 
     def __init__(
         self,
@@ -362,11 +382,57 @@ class QuantLinear(WeightedLayer):
         output: str | Fixed | FixedQuantizer | None = None,
         relu: bool = False,
         per_channel: bool = True,
+        tokens: str | Fixed | None = None,
+        token_scale: str = "power_of_two",
     ):
         super().__init__(
             (out_features, in_features), out_features, bias, weights, bias_format, input, output, relu, per_channel
         )
         self.in_features, self.out_features = in_features, out_features
+        if tokens is None:
+            return
+        if bias:
+            raise FormatError(
+                f"a {type(self).__name__} has tokens={str(tokens)!r} and a bias, which does not scale with a token, "
+                "expected bias=False; add a bias behind the layer"
+            )
+        if self.limiter is not None:
+            self.limiter.meet(True)
+        self.tokens = token_quantizer(tokens, token_scale, f"a {type(self).__name__}")
+        self.tokens.link(self.input_quantizer)
+
+    def link(self, *quantizers: FixedQuantizer | None) -> None:
+        """Names the quantiser whose values reach this layer."""
+        super().link(*quantizers)
+        if self.tokens is not None and self.input_quantizer is None:
+            self.tokens.link(*quantizers)
+
+    def source(self, index: int = 0) -> FixedQuantizer | None:
+        """The quantiser of what is summed: of the tokens' codes, where each token has a scale of its own."""
+        return super().source(index) if self.tokens is None else self.tokens.grid
+
+    @property
+    def observing(self) -> bool:
+        """Whether input or weights are real numbers, off their grids."""
+        return super().observing or (self.tokens is not None and self.tokens.passes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Applies the layer; the result carries exact values of the accumulator or of the output format."""
+        if self.tokens is None:
+            return super().forward(x)
+        codes, scales = self.tokens(self.enter(x))
+        if exporting():
+            y = self.emit(codes)
+        else:
+            with exact_arithmetic(x):
+                y = self._exact(codes)
+        return self.leave(self.tokens.rescale(y, scales))
+
+    def freeze(self) -> None:
+        """Stores the weight codes and the texts of the formats, those of the tokens first."""
+        if self.tokens is not None:
+            self.tokens.freeze()
+        super().freeze()
 
     def apply_weight(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """``x @ weight.T + bias``."""

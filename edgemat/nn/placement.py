@@ -180,6 +180,11 @@ class Placement:
         """The only user of `node`, or None."""
         return next(iter(node.users)) if len(node.users) == 1 else None
 
+    def hands_on(self, node: fx.Node, value: Value) -> bool:
+        """Whether a value goes from the layer that made it straight to `node`, and nowhere else."""
+        made = value.node.op == "call_module" and self.root.get_submodule(str(value.node.target)) is value.maker
+        return made and self.follower(node.args[0]) is node  # type: ignore[arg-type]
+
     def relu_behind_pool(self, node: fx.Node) -> fx.Node | None:
         """The ReLU that follows `node` through max pooling alone, which it may as well precede."""
         follower, pooled = self.follower(node), False

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 import edgemat
 from edgemat.nn import FixedQuantizer, QuantBatchNorm, QuantConv2d, QuantLinear, native, weights
-from edgemat.nn.affine import norm_affine
 from tests.nn.test_native import SHAPES, both
 
 pytestmark = pytest.mark.skipif(native.load() is None, reason="install gcc for the native passes")
@@ -142,18 +141,6 @@ def test_a_norm_as_an_affine(shape: tuple[int, ...], per_channel: bool, monkeypa
     with torch.no_grad():
         start["weight"][0] += 0.5
     assert not torch.equal(run()[0], slow[0]), "the control: another factor gives other bits"
-
-
-def test_norm_affine_declines_what_it_cannot_do() -> None:
-    x, one = torch.randn(4, 2, 3, 3), torch.ones(2)
-    grid = FixedQuantizer("fixed<4>").grid
-    running = torch.zeros(2), torch.ones(2), 0.1, 1e-5
-    setting = (grid, 2, False), grid
-    assert norm_affine(x, one, one, one, one, running, setting) is None, "nothing needs a gradient"
-    far = torch.full((2,), 200.0)
-    assert norm_affine(x.requires_grad_(), one, one, far, one, running, setting) is None
-    assert torch.equal(running[0], torch.zeros(2)), "what declines changes nothing"
-    assert norm_affine(x, one, one, one, one, running, setting) is not None
 
 
 def test_second_derivatives_are_those_of_the_general_way(monkeypatch: pytest.MonkeyPatch) -> None:

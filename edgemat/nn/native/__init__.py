@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 _FLOAT, _PLAIN, _tracing = torch.float32, (Tensor, torch.nn.Parameter), torch.compiler.is_compiling
-_SOURCES = tuple(Path(__file__).with_name(name) for name in ("quantize.c", "norm.c", "widths.c", "passes.h"))
+_SOURCES = tuple(Path(__file__).with_name(name) for name in ("quantize.c", "norm.c", "stage.c", "widths.c", "passes.h"))
 _FLAGS = ("-std=c99", "-O3", "-march=native", "-fPIC", "-fopenmp", "-ffp-contract=off", "-fno-math-errno")
 _FLAGS += ("-fno-trapping-math",)
 _SECONDS = 60
@@ -33,12 +33,10 @@ _SIGNATURES: dict[str, tuple[type | None, list[type]]] = {
     "edgemat_affine": (None, [_P, _P, _P, _P, _N, _N, _N, _F, _F, _F, _I]),
     "edgemat_statistics": (None, [_P] * 5 + [_N, _N, _N, _D, _I]),
     "edgemat_affine_backward": (_D, [_P] * 10 + [_N, _N, _N, _F, _F, _I]),
-    "edgemat_norm": (None, [_P] * 8 + [_N, _N, _N, _D, _D, _F, _F, _F, _F, _I]),
-    "edgemat_norm_backward": (_D, [_P] * 12 + [_N, _N, _N, _F, _F, _I]),
-    "edgemat_norm_affine": (_I, [_P] * 11 + [_N] * 4 + [_D] + [_F] * 7 + [_I]),
-    "edgemat_norm_affine_backward": (_D, [_P] * 13 + [_N] * 4 + [_F] * 4 + [_I]),
     "edgemat_quantize_rows": (_D, [_P] * 7 + [_D, _N, _N, _F, _F, _I]),
     "edgemat_quantize_bias": (_D, [_P] * 3 + [_N] * 3 + [_D, _D]),
+    "edgemat_stage_forward": (_I, [_P] * 7 + [_D, _P]),
+    "edgemat_stage_backward": (None, [_P] * 9),
     "edgemat_saturate": (None, [_P] * 6 + [_N] * 3 + [_I]),
     "edgemat_saturate_backward": (None, [_P] * 10 + [_N] * 3 + [_I] * 2),
     "edgemat_round_groups": (_I, [_P] * 7 + [_N] * 4 + [_I] * 3),

@@ -28,4 +28,13 @@ static inline float masked(float g, float z, float low, float high) {
 /* Half of `twice`, rounded half up. */
 static inline float half_up(float twice) { return ceilf(floorf(twice) * 0.5f); }
 
+/* a * x + b, rounded once where torch's batch norm does so. */
+static inline float transformed(float x, float a, float b) {
+#ifdef __FP_FAST_FMAF
+    return fmaf(x, a, b);
+#else
+    return x * a + b;
+#endif
+}
+
 #endif /* EDGEMAT_PASSES_H */
