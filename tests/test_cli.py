@@ -215,7 +215,7 @@ def test_verify(invoke: Any, library: Library, model: Path, tmp_path: Path) -> N
     options = {"inputs": None, "samples": 50, "steps": None, "backends": ("reference", "mcu:cortex-m4"), "codes": False}
     assert library.calls == [("verify", (model,), options)]
     outcome = invoke("verify", model)
-    assert library.calls[1][2] == {"inputs": None, "samples": None, "backends": None, "codes": False}
+    assert library.calls[1][2] == {"inputs": None, "samples": None, "steps": None, "backends": None, "codes": False}
     assert "every backend agrees: True" in outcome.out
 
 
