@@ -245,7 +245,9 @@ def test_penalty_brings_norms_back() -> None:
     q = edgemat.quantize(
         nn.Sequential(nn.Linear(32, 4)), edgemat.Recipe(input="fixed<8,3>", weights="fixed<8,1>", accumulator=13)
     )
-    assert float(edgemat.accumulator_penalty(nn.Linear(2, 2))) == 0.0
+    assert float(edgemat.accumulator_penalty(QuantLinear(2, 2, input="fixed<8,3>"))) == 0.0
+    with pytest.raises(FormatError, match="holds no layer of edgemat"):
+        edgemat.accumulator_penalty(nn.Linear(2, 2))
     edgemat.calibrate(q, [torch.randn(8, 32)])
     assert float(edgemat.accumulator_penalty(q).detach()) < 1e-3
     quantizer = next(m for m in q.modules() if isinstance(m, AccumulatorQuantizer))
