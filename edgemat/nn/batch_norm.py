@@ -257,7 +257,7 @@ class QuantBatchNorm(QuantLayer):
         """Whether a training step may go through `edgemat.nn.stage`; known before the sums are."""
         quantizer = self.next_quantizer
         return (
-            (compiled.compiling() or stage.at_hand())
+            stage.possible()
             and self.uses_batch_statistics
             and not self.estimating
             and self.bias is not None
@@ -267,10 +267,8 @@ class QuantBatchNorm(QuantLayer):
         )
 
     def _joined(self, link: Link) -> FixedQuantizer | None:
-        """The output quantiser of a linked layer where the stage can take it."""
-        quantizer = link.modules[0].output_quantizer if link.modules else None  # type: ignore[union-attr]
-        plain = type(quantizer) is FixedQuantizer and quantizer.takes_affine and not quantizer.per_channel
-        return quantizer if plain and self._staged else None  # type: ignore[return-value]
+        """The output quantiser of a linked layer where this layer's stage contains it."""
+        return stage.joining(link) if self._staged else None
 
     @property
     def takes_sums(self) -> bool:
@@ -299,7 +297,7 @@ class QuantBatchNorm(QuantLayer):
     def leave(self, y: Tensor) -> Tensor:
         """Applies the output quantiser, and that of a ReLU that has left it to this layer."""
         y = super().leave(y)
-        third = None if exporting() else self._joined(self._relu)
+        third = self._joined(self._relu)
         return y if third is None else third(y)
 
     def _batch_statistics(self, x: Tensor, mean: Tensor, var: Tensor) -> Tensor:

@@ -256,8 +256,11 @@ def normalize(norm: Any, x: Tensor) -> Tensor:
 
 # -- sums of two tensors ------------------------------------------------------------------------------------------
 def aligned_sum(x: Tensor, y: Tensor, fx: Tensor, fy: Tensor, reach: int, sign: int) -> Tensor:
-    """``x + sign * y`` of codes that reach `reach` together, refused where float32 does not hold their aligned sum."""
-    spread = ((1 << 24) - 1) // reach
+    """``x + sign * y`` of codes that reach `reach` together, refused where float32 does not hold twice their sum.
+
+    The aligned sum is meant, and twice, so that half an LSB of a coarser grid can be added to it exactly.
+    """
+    spread = ((1 << 23) - 1) // reach
     room = spread.bit_length() - 1
     points = torch.cat([fx.detach().reshape(-1), fy.detach().reshape(-1)]).round()
     check(

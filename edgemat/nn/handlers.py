@@ -17,8 +17,8 @@ from edgemat.nn.layer import QuantLayer
 from edgemat.nn.normalization_conversion import parts_of, quantized_norm
 from edgemat.nn.placement import Placement, Value
 from edgemat.nn.quantizer import FixedQuantizer
+from edgemat.nn.token_conversion import token_options
 from edgemat.nn.tracing import argument, refuse
-from edgemat.recipe import LayerRecipe
 
 
 class Handlers(Placement):
@@ -54,7 +54,7 @@ class Handlers(Placement):
                 "(activation_groups='channel'), expected one format of the input; leave one of the two out in a rule "
                 "for this layer"
             )
-        options |= self.token_options(node, old, rules)
+        options |= token_options(node, old, self.root, rules)
         layer = self.weighted(node, old, options)
         layer.weight, layer.bias = old.weight, old.bias
         layer.path = name
@@ -99,20 +99,6 @@ class Handlers(Placement):
             )
         made = convolution.QuantConv1d if kind is nn.Conv1d else convolution.QuantConv2d
         return made(*shape, old.dilation, old.groups, old.bias is not None, **options)
-
-    def token_options(self, node: fx.Node, old: Any, rules: LayerRecipe) -> dict[str, Any]:
-        """What a `QuantLinear` takes for tokens with scales of their own."""
-        if rules.tokens is None:
-            return {}
-        if module_type(old) is not nn.Linear or old.bias is not None:
-            found = "a Linear with a bias" if module_type(old) is nn.Linear else f"a {type(old).__name__}"
-            raise refuse(
-                node,
-                self.root,
-                f"is {found} and has tokens={str(rules.tokens)!r}, expected a Linear with bias=False",
-                "leave tokens out for this layer in a rule of the recipe",
-            )
-        return {"tokens": rules.tokens, "token_scale": rules.token_scale}
 
     def foldable_norm(self, node: fx.Node) -> fx.Node | None:
         """The batch norm behind a layer that folds into it."""
@@ -182,7 +168,7 @@ class Handlers(Placement):
         if isinstance(before, linear.WeightedLayer | QuantBatchNorm) and layer.output_quantizer is not None:
             before.precede(layer.output_quantizer)
             layer.follow(before)
-        elif isinstance(x.maker, QuantBatchNorm) and self.hands_on(node, x):
+        elif isinstance(x.maker, QuantBatchNorm | join.QuantAdd | join.QuantSub) and self.hands_on(node, x):
             x.maker.reach(layer)
             layer.follow(x.maker)
         self.finish(node, self.call(self.module_name(node), layer, x.node), layer, True)

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from edgemat.formats import Fixed
-from edgemat.nn import compiled
+from edgemat.nn import compiled, stage
 from edgemat.nn.emission import exporting
-from edgemat.nn.layer import QuantLayer, exact_arithmetic
+from edgemat.nn.layer import Link, QuantLayer, exact_arithmetic
 from edgemat.nn.quantizer import FixedQuantizer
 
 
@@ -27,6 +27,24 @@ class QuantJoin(QuantLayer):
 
     def __init__(self, output: str | Fixed | FixedQuantizer | None = "fixed<8>", *, relu: bool = False):
         super().__init__(None, output, relu)
+        self._relu = Link()
+
+    def reach(self, relu: QuantLayer) -> None:
+        """Names the ReLU, with a quantiser of its own, that may join this sum's pass: nobody else takes the sum."""
+        self._relu = Link(relu)
+
+    @property
+    def _chain(self) -> tuple[FixedQuantizer, FixedQuantizer] | None:
+        """The quantisers of the sum and of the ReLU behind it where a training step takes both in one pass."""
+        own, third = self.output_quantizer, stage.joining(self._relu)
+        if third is None or not (self.training and stage.possible()):
+            return None
+        return (own, third) if type(own) is FixedQuantizer and own.takes_affine else None
+
+    @property
+    def reaches_relu(self) -> bool:
+        """Whether this layer's pass contains the ReLU behind it and that ReLU's quantiser."""
+        return self._chain is not None
 
     def combine(self, x: Tensor, y: Tensor) -> Tensor:
         """The float operator."""
@@ -49,9 +67,21 @@ class QuantJoin(QuantLayer):
             elif compiled.compiling() and self.sign and x.shape == y.shape and x.dtype == y.dtype == torch.float32:
                 joined = compiled.aligned_sum(x, y, a.frac, b.frac, a.grid.magnitude + b.grid.magnitude, self.sign)
             else:
-                carrier = self.carrier(self.bound(a, b, x, y))
+                # A stage adds half an LSB of its result, which float32 must hold as well.
+                carrier = self.carrier(self.bound(a, b, x, y) << self.reaches_relu)
                 joined = self.combine(x.to(carrier), y.to(carrier))
         return self.leave(joined)
+
+    def leave(self, y: Tensor) -> Tensor:
+        """Applies the output quantiser, and that of a ReLU that has left it to this layer."""
+        chain = self._chain
+        if chain is None:
+            return super().leave(y)
+        own, third = chain
+        if not stage.available(y):
+            return third(own(y))
+        grids = stage.Stage(None, None, own.grid, False, third.grid)
+        return stage.apply(y, None, None, None, (None, own.frac, third.frac), 0.0, grids)[0]
 
 
 def aligned_bound(x: FixedQuantizer, y: FixedQuantizer) -> int:

@@ -114,7 +114,7 @@ class WeightedLayer(QuantLayer):
     def leave(self, y: Tensor) -> Tensor:
         """Applies the output quantiser, if any, unless the batch norm behind this layer does so in its own pass."""
         heir = self._heir.modules
-        if heir and heir[0].takes_sums and not exporting():  # type: ignore[union-attr]
+        if heir and heir[0].takes_sums:  # type: ignore[union-attr]
             return y
         return super().leave(y)
 
@@ -368,8 +368,6 @@ class QuantLinear(WeightedLayer):
         FormatError: for tokens together with a bias, which does not scale with a row.
     """
 
-    tokens: TokenQuantizer | None = None
-
     def __init__(
         self,
         in_features: int,
@@ -389,6 +387,7 @@ class QuantLinear(WeightedLayer):
             (out_features, in_features), out_features, bias, weights, bias_format, input, output, relu, per_channel
         )
         self.in_features, self.out_features = in_features, out_features
+        self.tokens: TokenQuantizer | None = None
         if tokens is None:
             return
         if bias:

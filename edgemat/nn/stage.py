@@ -25,6 +25,9 @@ from torch import Tensor
 from edgemat.errors import FormatError
 from edgemat.nn import native
 from edgemat.nn.compiled import compiling, grid_of, quantize, specification
+from edgemat.nn.emission import exporting
+from edgemat.nn.layer import Link
+from edgemat.nn.quantizer import FixedQuantizer
 from edgemat.nn.rounding import EXPONENT_LIMIT, Grid
 
 _NUMBERS, _SUMS, _WIDE = 6, 4, 64  # as in native/stage.c
@@ -70,7 +73,7 @@ class _Passes(ctypes.Structure):
 
     _fields_ = (
         [(name, ctypes.c_int64) for name in ("batch", "channels", "size")]
-        + [(name, ctypes.c_int32) for name in ("last", "threads", "first", "third")]
+        + [(name, ctypes.c_int32) for name in ("last", "threads", "first", "third", "plain")]
         + [("points", ctypes.c_int64)]
         + [(name, ctypes.c_float) for name in ("a_low", "a_high", "twice1", "step1", "low1", "high1")]
         + [(name, ctypes.c_float) for name in ("scale2", "step2", "low2", "high2", "bottom2", "top2")]
@@ -100,7 +103,9 @@ def _exponent(frac: Tensor) -> int:
     return round(value)
 
 
-def _passes(x: Tensor, stage: Stage, fracs: Sequence[Tensor | None], points: Tensor | None) -> tuple[Any, Any]:
+def _passes(
+    x: Tensor, stage: Stage, fracs: Sequence[Tensor | None], gamma: Tensor | None, points: Tensor | None
+) -> tuple[Any, Any]:
     """The settings of the native passes over `x`, and their room to work in."""
     first, result, third = (None if f is None else _exponent(f) for f in fracs)
     assert result is not None
@@ -108,6 +113,7 @@ def _passes(x: Tensor, stage: Stage, fracs: Sequence[Tensor | None], points: Ten
     threads = torch.get_num_threads() if x.numel() > 1 << 15 else 1
     high = stage.result.high
     found = _Passes(x.shape[0], channels, count // x.shape[0], not x.is_contiguous(), threads)
+    found.plain = gamma is None
     if first is not None and stage.first is not None:
         found.first, found.low1, found.high1 = 1, stage.first.low, stage.first.high
         found.twice1, found.step1 = math.ldexp(2.0, first), math.ldexp(1.0, -first)
@@ -139,8 +145,8 @@ def _pointers(*tensors: Tensor | None) -> list[int | None]:
 
 def forward(
     x: Tensor,
-    gamma: Tensor,
-    beta: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
     points: Tensor | None,
     fracs: Sequence[Tensor | None],
     eps: float,
@@ -150,8 +156,8 @@ def forward(
 
     Args:
         x: The sums, ``[batch, channels, ...]``.
-        gamma: Weights of the norm.
-        beta: Biases of the norm.
+        gamma: Weights of the norm; None where there is none, and the affine is the identity.
+        beta: Biases of the norm, or None.
         points: Fractional bits of the factor, one or one per channel; None where it is not rounded.
         fracs: Fractional bits of Q1, Q2 and Q3; None where there is none.
         eps: Added to the variance.
@@ -161,7 +167,7 @@ def forward(
         FormatError: if a binary point is out of range.
     """
     x = _laid(x.detach())
-    passes, room = _passes(x, stage, fracs, points)
+    passes, room = _passes(x, stage, fracs, gamma, points)
     y, numbers = torch.empty_like(x), torch.empty(5, x.shape[1])
     places = _pointers(y, numbers, x, gamma, beta, points)
     if not _library().edgemat_stage_forward(ctypes.addressof(passes), *places, eps, ctypes.addressof(room)):
@@ -176,7 +182,7 @@ def forward(
 def backward(
     g: Tensor,
     x: Tensor,
-    gamma: Tensor,
+    gamma: Tensor | None,
     points: Tensor | None,
     numbers: Tensor,
     fracs: Sequence[Tensor | None],
@@ -187,7 +193,7 @@ def backward(
     Args:
         g: Gradient of the values.
         x: The sums.
-        gamma: Weights of the norm.
+        gamma: Weights of the norm, or None.
         points: Fractional bits of the factor.
         numbers: What `forward` gave by channel.
         fracs: Fractional bits of Q1, Q2 and Q3.
@@ -196,7 +202,7 @@ def backward(
     x = _laid(x)
     layout = torch.contiguous_format if x.is_contiguous() else torch.channels_last
     g = g.to(torch.float32).contiguous(memory_format=layout)
-    passes, room = _passes(x, stage, fracs, points)
+    passes, room = _passes(x, stage, fracs, gamma, points)
     dx, found = torch.empty_like(x), torch.empty(3 * x.shape[1] + 3)
     places = _pointers(dx, found, g, x, gamma, points, numbers)
     _library().edgemat_stage_backward(ctypes.addressof(passes), *places, ctypes.addressof(room))
@@ -209,20 +215,24 @@ def _library() -> ctypes.CDLL:
     return library
 
 
-def split(flat: Tensor, channels: int, points: Tensor | None, fracs: Sequence[Tensor | None]) -> list[Tensor | None]:
+def split(
+    flat: Tensor, gamma: Tensor | None, points: Tensor | None, fracs: Sequence[Tensor | None]
+) -> list[Tensor | None]:
     """The gradients of gamma, beta, points and the three binary points from what `backward` gave."""
+    channels = flat.numel() // 3 - 1
     dpoints = None
     if points is not None:
         dpoints = flat[2 * channels : 3 * channels]
         dpoints = dpoints if points.dim() else dpoints.sum()
     tail = [None if f is None else flat[3 * channels + i].reshape(f.shape) for i, f in enumerate(fracs)]
-    return [flat[:channels], flat[channels : 2 * channels], dpoints, *tail]
+    affine = [None, None] if gamma is None else [flat[:channels], flat[channels : 2 * channels]]
+    return [*affine, dpoints, *tail]
 
 
 def plain(
     x: Tensor,
-    gamma: Tensor,
-    beta: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
     points: Tensor | None,
     fracs: Sequence[Tensor | None],
     eps: float,
@@ -232,6 +242,10 @@ def plain(
     first, result, third = fracs
     assert result is not None
     q = x if first is None or stage.first is None else quantize(x, first, stage.first)
+    if gamma is None or beta is None:
+        y = quantize(q, result, stage.result, stage.relu)
+        y = y if third is None or stage.third is None else quantize(y, third, stage.third, True)
+        return y, x.new_zeros(x.shape[1]), x.new_zeros(x.shape[1])
     var, mean = torch.var_mean(q, [d for d in range(x.dim()) if d != 1], correction=0)
     real = torch.rsqrt(var + eps) * gamma
     a = real
@@ -247,7 +261,7 @@ def plain(
 
 class _Eager(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, gamma: Tensor, beta: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, x: Tensor, gamma: Tensor | None, beta: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor]:
         points, first, second, third, ctx.eps, ctx.stage = rest
         y, numbers = forward(x, gamma, beta, points, (first, second, third), ctx.eps, ctx.stage)
         ctx.save_for_backward(x, gamma, beta, points, numbers, first, second, third)
@@ -268,7 +282,7 @@ class _Eager(torch.autograd.Function):
                 found[i] = part
             return tuple(found)
         dx, flat = backward(grads[0], x, gamma, points, numbers, fracs, ctx.stage)
-        return dx, *split(flat, x.shape[1], points, fracs), None, None
+        return dx, *split(flat, gamma, points, fracs), None, None
 
 
 # -- for torch.compile --------------------------------------------------------------------------------------------
@@ -286,18 +300,18 @@ def _define(schema: str, run: Any, fake: Any) -> Any:
 
 
 _backward = _define(
-    f"stage_backward(Tensor g, Tensor x, Tensor gamma, Tensor numbers, {_NAMES}, int[] spec) -> (Tensor, Tensor)",
+    f"stage_backward(Tensor g, Tensor x, Tensor? gamma, Tensor numbers, {_NAMES}, int[] spec) -> (Tensor, Tensor)",
     lambda g, x, gamma, numbers, points, first, second, third, spec: backward(
         g, x, gamma, points, numbers, (first, second, third), Stage.read(spec)
     ),
-    lambda g, x, gamma, *rest: (torch.empty_like(x), gamma.new_empty(3 * gamma.numel() + 3)),
+    lambda g, x, *rest: (torch.empty_like(x), x.new_empty(3 * x.shape[1] + 3)),
 )
 
 
 def _gradients(ctx: Any, g: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     x, gamma, points, numbers, *fracs = ctx.saved_tensors
     dx, flat = _backward(g, x, gamma, numbers, points, *fracs, ctx.spec)
-    return dx, *split(flat, gamma.numel(), points, fracs), None, None
+    return dx, *split(flat, gamma, points, fracs), None, None
 
 
 def _keep(ctx: Any, inputs: Any, output: tuple[Tensor, Tensor]) -> None:
@@ -307,19 +321,19 @@ def _keep(ctx: Any, inputs: Any, output: tuple[Tensor, Tensor]) -> None:
 
 
 _compiled = _define(
-    f"stage(Tensor x, Tensor gamma, Tensor beta, {_NAMES}, float eps, int[] spec) -> (Tensor, Tensor)",
+    f"stage(Tensor x, Tensor? gamma, Tensor? beta, {_NAMES}, float eps, int[] spec) -> (Tensor, Tensor)",
     lambda x, gamma, beta, points, first, second, third, eps, spec: forward(
         x, gamma, beta, points, (first, second, third), eps, Stage.read(spec)
     ),
-    lambda x, gamma, *rest: (torch.empty_like(x), gamma.new_empty(5, gamma.numel())),
+    lambda x, *rest: (torch.empty_like(x), x.new_empty(5, x.shape[1])),
 )
 torch.library.register_autograd("edgemat::stage", _gradients, setup_context=_keep, lib=_LIBRARY)
 
 
 def apply(
     x: Tensor,
-    gamma: Tensor,
-    beta: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
     points: Tensor | None,
     fracs: Sequence[Tensor | None],
     eps: float,
@@ -333,3 +347,15 @@ def apply(
     else:
         y, numbers = _Eager.apply(x, gamma, beta, points, *fracs, eps, stage)
     return y, numbers[0], numbers[1]
+
+
+# -- which layers join one ----------------------------------------------------------------------------------------
+def possible() -> bool:
+    """Whether a step that keeps gradients may go through a stage, as far as is known without its tensors."""
+    return torch.is_grad_enabled() and not exporting() and (compiling() or at_hand())
+
+
+def joining(link: Link) -> FixedQuantizer | None:
+    """The output quantiser of a linked layer, if there is one and a stage can contain it."""
+    quantizer = link.modules[0].output_quantizer if link.modules else None  # type: ignore[union-attr]
+    return quantizer if type(quantizer) is FixedQuantizer and quantizer.takes_affine else None

@@ -128,6 +128,32 @@ def test_a_binary_point_out_of_range_is_refused() -> None:
             stage.apply(*given, points, (None, torch.tensor(frac), None), 1e-5, grids)
 
 
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("shape", [(5, 3, 4, 7), (8, 16, 33, 31), (4, 130, 3, 3)])
+def test_a_chain_without_statistics_is_exact(shape: tuple[int, ...], last: bool) -> None:
+    """Ties and rails of both quantisers: equal to the bit, the gradients to their order of summation."""
+    torch.manual_seed(0)
+    x = torch.randint(-300, 300, shape) / 8
+    x = x.contiguous(memory_format=torch.channels_last) if last else x
+    x.requires_grad_()
+    grids = Stage(None, None, grid("fixed<6,0>"), False, grid("ufixed<3,0>"))
+    fracs = [None, torch.tensor(1.0, requires_grad=True), torch.tensor(-1.0, requires_grad=True)]
+    found = []
+    for way in (stage.apply, stage.plain):
+        x.grad = fracs[1].grad = fracs[2].grad = None  # type: ignore[union-attr]
+        y = way(x, None, None, None, fracs, 0.0, grids)[0]
+        y.backward(torch.linspace(-1, 2, y.numel()).view(y.shape))
+        found.append([y.detach(), x.grad, fracs[1].grad, fracs[2].grad])  # type: ignore[union-attr]
+    assert torch.equal(found[0][0], found[1][0]) and torch.equal(found[0][1], found[1][1])
+    for a, b in zip(found[0][2:], found[1][2:], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-2 * x.numel() ** 0.5)
+    q = torch.clamp(torch.floor(x.detach() * 2 + 0.5), -32, 31) / 2
+    expected = torch.clamp(torch.floor(q / 2 + 0.5), 0, 7) * 2
+    assert torch.equal(found[0][0], expected)
+    even = torch.clamp(torch.round(torch.clamp(torch.round(x.detach() * 2), -32, 31) / 4), 0, 7) * 2
+    assert not torch.equal(expected, even), "the control: half to even gives other codes"
+
+
 class Chain(nn.Module):
     """What joins a stage (the first branch), and what must not: a result that two layers read, a ReLU behind a pool."""
 
@@ -139,7 +165,7 @@ class Chain(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = torch.relu(self.first(self.one(x)))
         y = self.two(x)
-        z = self.second(y) + y
+        z = torch.relu(self.second(y) + y)
         return torch.relu(torch.max_pool2d(self.third(z), 2))
 
 
@@ -153,6 +179,7 @@ def test_only_a_chain_joins_a_stage(monkeypatch: pytest.MonkeyPatch) -> None:
     assert module.first.takes_sums and module.first.reaches_relu
     assert not module.second.takes_sums, "its input has two readers"
     assert not module.third.takes_sums and not module.second.reaches_relu
+    assert module.add.reaches_relu
     start = {name: value.clone() for name, value in module.state_dict().items()}
     y = module(x).detach()
     module.load_state_dict(start)

@@ -22,7 +22,7 @@
  * top2, and that of the ReLU where bottom3 <= t < top3. */
 typedef struct {
     int64_t batch, channels, size;
-    int32_t last, threads, first, third;
+    int32_t last, threads, first, third, plain; /* plain: no statistics, the affine is the identity */
     int64_t points; /* binary points of the factor: none, one for all, or one by channel */
     float a_low, a_high;
     float twice1, step1, low1, high1;
@@ -35,11 +35,12 @@ typedef struct {
 enum { SHIFT, FACTOR, SCALED, BEGIN, SLOPE, MEAN_GRADIENT, NUMBERS };
 /* Passes, and their sums by channel.
  * STATISTICS: q - shift, its square. FORWARD: none. GRADIENTS: g, g * (q - shift), g * y behind and before
- * the ReLU. INPUT: what the binary point of the sums gets. */
-enum { STATISTICS, FORWARD, GRADIENTS, INPUT };
+ * the ReLU. INPUT: what the binary point of the sums gets.
+ * BOTH, of a plain stage on sums as they are: the gradients of GRADIENTS and INPUT. */
+enum { STATISTICS, FORWARD, GRADIENTS, INPUT, BOTH };
 
 /* How many sums each of them has. */
-static const int64_t sums_of[] = {2, 0, SUMS, 1};
+static const int64_t sums_of[] = {2, 0, SUMS, 1, SUMS};
 
 #define ALWAYS static inline __attribute__((always_inline))
 
@@ -75,7 +76,8 @@ ALWAYS void tile(const EdgematStage* s, int pass, int first, int third, float* o
                 continue;
             }
             const float before = within(g[i], t, bottom, top);
-            if (pass == GRADIENTS) {
+            if (pass == GRADIENTS || pass == BOTH) {
+                if (pass == BOTH) out[i] = before;
                 one[i] += before;
                 two[i] += before * d;
                 if (third) three[i] += g[i] * relu;
@@ -108,6 +110,7 @@ static void walk(const EdgematStage* s, int pass, float* out, const float* x, co
         WITH_ALL(FORWARD);
         WITH_ALL(GRADIENTS);
         WITH_ALL(INPUT);
+        WITH_ALL(BOTH);
     }
 }
 
@@ -200,9 +203,9 @@ static int in_range(const EdgematStage* s, const float* points) {
     return 1;
 }
 
-/* Values, and by channel mean, unbiased variance, 1 / std, a and b. `room` holds (threads + 1) * SUMS *
- * channels doubles and, with w the larger of WIDE and channels, (2 * NUMBERS + threads * SUMS) * w floats.
- * Returns 0 where a binary point is out of range. */
+/* Values, and (unless the stage is plain) by channel mean, unbiased variance, 1 / std, a and b. `room` holds
+ * (threads + 1) * SUMS * channels doubles and, with w the larger of WIDE and channels, (2 * NUMBERS + threads
+ * * SUMS) * w floats. Returns 0 where a binary point is out of range. */
 int edgemat_stage_forward(const EdgematStage* s, float* y, float* found, const float* x, const float* gamma,
                           const float* beta, const float* points, double eps, double* room) {
     const int64_t channels = s->channels;
@@ -211,9 +214,13 @@ int edgemat_stage_forward(const EdgematStage* s, float* y, float* found, const f
     float* numbers = (float*)(room + SUMS * channels);
     double* rest = (double*)(numbers + NUMBERS * (channels < WIDE ? WIDE : channels));
     if (!in_range(s, points)) return 0;
-    for (int64_t c = 0; c < channels; c++) numbers[SHIFT * channels + c] = x[s->last ? c : c * s->size];
-    walk_all(s, STATISTICS, y, x, x, numbers, sums, rest);
     for (int64_t c = 0; c < channels; c++) {
+        numbers[SHIFT * channels + c] = x[s->last ? c : c * s->size];
+        numbers[SCALED * channels + c] = s->scale2;
+        numbers[BEGIN * channels + c] = 0.5f;
+    }
+    if (!s->plain) walk_all(s, STATISTICS, y, x, x, numbers, sums, rest);
+    for (int64_t c = 0; c < channels && !s->plain; c++) {
         const double off = sums[c] / count, mean = numbers[SHIFT * channels + c] + off;
         const double spread = sums[channels + c] / count - off * off,
                      var = spread > 0.0 ? spread : 0.0 * spread;
@@ -249,13 +256,19 @@ void edgemat_stage_backward(const EdgematStage* s, float* dx, float* found, cons
     float* numbers = (float*)(room + SUMS * channels);
     double* rest = (double*)(numbers + NUMBERS * (channels < WIDE ? WIDE : channels));
     for (int64_t c = 0; c < channels; c++) {
-        numbers[SHIFT * channels + c] = mean[c];
-        numbers[FACTOR * channels + c] = a[c];
-        numbers[SCALED * channels + c] = a[c] * s->scale2;
-        numbers[BEGIN * channels + c] = b[c] * s->scale2 + 0.5f;
+        numbers[SHIFT * channels + c] = s->plain ? 0.0f : mean[c];
+        numbers[FACTOR * channels + c] = s->plain ? 1.0f : a[c];
+        numbers[SCALED * channels + c] = s->plain ? s->scale2 : a[c] * s->scale2;
+        numbers[BEGIN * channels + c] = s->plain ? 0.5f : b[c] * s->scale2 + 0.5f;
+        numbers[SLOPE * channels + c] = numbers[MEAN_GRADIENT * channels + c] = 0.0f;
     }
-    walk_all(s, GRADIENTS, dx, x, g, numbers, sums, rest);
-    for (int64_t c = 0; c < channels; c++) {
+    const int both = s->plain && !s->first;
+    walk_all(s, both ? BOTH : GRADIENTS, dx, x, g, numbers, sums, rest);
+    for (int64_t c = 0; c < channels && s->plain; c++) {
+        second += sums[channels + c] - sums[3 * channels + c];
+        third += sums[3 * channels + c] - sums[2 * channels + c];
+    }
+    for (int64_t c = 0; c < channels && !s->plain; c++) {
         const double plain = sums[c], centred = sums[channels + c], da = centred + mean[c] * plain;
         double inside = da, dpoint = 0.0;
         if (s->points) {
@@ -272,8 +285,8 @@ void edgemat_stage_backward(const EdgematStage* s, float* dx, float* found, cons
         numbers[SLOPE * channels + c] = (float)(centred * invstd[c] * invstd[c] / count);
         numbers[MEAN_GRADIENT * channels + c] = (float)(plain / count);
     }
-    walk_all(s, INPUT, dx, x, g, numbers, sums, rest);
-    for (int64_t c = 0; c < channels; c++) first += sums[c];
+    if (!both) walk_all(s, INPUT, dx, x, g, numbers, sums, rest);
+    for (int64_t c = 0; c < channels && s->first; c++) first += sums[c];
     found[3 * channels] = (float)(LN2 * first);
     found[3 * channels + 1] = (float)(LN2 * second);
     found[3 * channels + 2] = (float)(LN2 * third);
