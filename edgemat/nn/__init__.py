@@ -25,7 +25,7 @@ from edgemat.nn.tables import QuantSigmoid, QuantSoftmax, QuantTable, QuantTanh
 from edgemat.nn.ternary import TernaryConv1d, TernaryConv2d, TernaryLinear
 from edgemat.nn.ternary_quantizer import TernaryQuantizer
 from edgemat.nn.thermometer import ThermometerEncoding
-from edgemat.nn.token_quantizer import TokenQuantizer, TokenScaled
+from edgemat.nn.token_quantizer import TokenQuantizer
 
 __all__ = [
     "GLU",
@@ -72,7 +72,6 @@ __all__ = [
     "TernaryQuantizer",
     "ThermometerEncoding",
     "TokenQuantizer",
-    "TokenScaled",
     "calibrate",
     "clip_latent_weights",
     "codes",

@@ -73,6 +73,8 @@ class GLU(QuantLayer):
         activations: Format of silu's values, of ``x Wu`` and of the product.
         output: Format of the result, or None for the exact sums.
         norm: Whether the product is normalised (`RMSNorm`) before the last projection.
+        tokens: Format of the codes into which each token's features are quantised in front of each projection, with a
+            power of two of their own (`TernaryLinear`); None for none. `token_scale` as well.
 
     Raises:
         FormatError: for a gate of more than 12 bits.
@@ -91,10 +93,13 @@ class GLU(QuantLayer):
         activations: str | Fixed = "fixed<8>",
         output: str | Fixed | FixedQuantizer | None = None,
         norm: bool = True,
+        tokens: str | Fixed | None = None,
+        token_scale: str = "power_of_two",
     ):
         super().__init__(input)
         self.dim, self.hidden = dim, hidden_width(dim) if hidden is None else hidden
         options = {"ternary": ternary, "scale": scale, "per_channel": per_channel}
+        options |= {"tokens": tokens, "token_scale": token_scale}
         source = self.input_quantizer
         self.gate_proj = projection(dim, self.hidden, source, table_format(gate, "a GLU's gate"), options)
         self.up_proj = projection(dim, self.hidden, source, activations, options)
@@ -102,7 +107,8 @@ class GLU(QuantLayer):
         self.silu.link(self.gate_proj.output_quantizer)
         self.product = QuantMul(NORMALISED if norm else activations)
         self.product.link(self.silu.output_quantizer, self.up_proj.output_quantizer)
-        self.norm = normalizer(self.hidden, self.product.output_quantizer, activations) if norm else None
+        normalised = activations if tokens is None else NORMALISED
+        self.norm = normalizer(self.hidden, self.product.output_quantizer, normalised) if norm else None
         source = self.product.output_quantizer if self.norm is None else self.norm.output_quantizer
         self.down_proj = projection(self.hidden, dim, source, None, options)
         self.down_proj.output_quantizer = None if output is None else self.made_output(output)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from edgemat.errors import FormatError
 from edgemat.formats import Fixed
 from edgemat.nn.embedding import QuantEmbedding
-from edgemat.nn.glu import GLU, normalizer
+from edgemat.nn.glu import GLU, NORMALISED, normalizer
 from edgemat.nn.join import QuantAdd
 from edgemat.nn.layer import QuantLayer
 from edgemat.nn.mlgru import MLGRU
@@ -50,13 +50,14 @@ class MatMulFreeBlock(nn.Module):
         source: FixedQuantizer,
     ):
         super().__init__()
-        self.mixer_norm = normalizer(dim, source, activations)
+        normalised = activations if options["tokens"] is None else NORMALISED
+        self.mixer_norm = normalizer(dim, source, normalised)
         formats = {"gates": gates, "activations": activations, "state": state}
         self.mixer = MLGRU(dim, form=form, input=None, output=residual, **formats, **options)  # type: ignore[arg-type]
         self.mixer.link(self.mixer_norm.output_quantizer)
         self.mixer_add = QuantAdd(residual)
         self.mixer_add.link(source, self.mixer.o_proj.output_quantizer)
-        self.channel_norm = normalizer(dim, self.mixer_add.output_quantizer, activations)
+        self.channel_norm = normalizer(dim, self.mixer_add.output_quantizer, normalised)
         narrow = {"gate": gates, "activations": activations}
         self.channel = GLU(dim, hidden, input=None, output=residual, **narrow, **options)  # type: ignore[arg-type]
         self.channel.link(self.channel_norm.output_quantizer)
@@ -91,6 +92,9 @@ class MatMulFreeLM(QuantLayer):
         gates: Format of projections that index a table, at most 12 bits.
         state: Format of the recurrent states.
         output: Format of the logits, or None for the exact sums.
+        tokens: Format of the codes into which each token's normalised features are quantised in front of each ternary
+            layer, with a power of two of their own, e.g. ``"fixed<8>"``; the norms then keep 16 bits. None for none.
+            `token_scale`: ``"power_of_two"``, or ``"absmax"`` (the published float division) for training alone.
 
     Raises:
         FormatError: for sizes below 1, or what the parts refuse.
@@ -112,6 +116,8 @@ class MatMulFreeLM(QuantLayer):
         gates: str | Fixed = "fixed<10>",
         state: str | Fixed = "fixed<16>",
         output: str | Fixed | None = None,
+        tokens: str | Fixed | None = None,
+        token_scale: str = "power_of_two",
     ):
         super().__init__()
         for name, size in (("vocabulary", vocabulary), ("dim", dim), ("layers", layers)):
@@ -119,6 +125,7 @@ class MatMulFreeLM(QuantLayer):
                 raise FormatError(f"a MatMulFreeLM with {name}={size!r} was asked for, expected a whole number above 0")
         self.vocabulary, self.dim, self.form = vocabulary, dim, form
         options = {"ternary": ternary, "scale": scale, "per_channel": per_channel}
+        options |= {"tokens": tokens, "token_scale": token_scale}
         self.embedding = QuantEmbedding(vocabulary, dim, residual)
         source = self.embedding.output
         self.blocks = nn.ModuleList()
@@ -127,7 +134,7 @@ class MatMulFreeLM(QuantLayer):
             self.blocks.append(block)
             assert block.channel_add.output_quantizer is not None
             source = block.channel_add.output_quantizer
-        self.norm = normalizer(dim, source, activations)
+        self.norm = normalizer(dim, source, activations if tokens is None else NORMALISED)
         self.head = TernaryLinear(dim, vocabulary, input=None, output=output, **options)  # type: ignore[arg-type]
         self.head.link(self.norm.output_quantizer)
         self.bounds = nn.Parameter(torch.zeros(layers, dim)) if form == "released" else None

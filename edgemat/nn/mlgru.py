@@ -62,6 +62,8 @@ class MLGRU(QuantLayer):
         state: Format of the state.
         output: Format of the result, or None for the exact sums.
         norm: Whether the gated state is normalised (`RMSNorm`) before the last projection.
+        tokens: Format of the codes into which each token's features are quantised in front of each projection, with a
+            power of two of their own (`TernaryLinear`); None for none. `token_scale` as well.
 
     Raises:
         FormatError: for another form, projections of more than 12 bits, or another format of f.
@@ -82,6 +84,8 @@ class MLGRU(QuantLayer):
         state: str | Fixed = "fixed<16>",
         output: str | Fixed | FixedQuantizer | None = None,
         norm: bool = True,
+        tokens: str | Fixed | None = None,
+        token_scale: str = "power_of_two",
     ):
         super().__init__(input)
         if form not in FORMS:
@@ -91,6 +95,7 @@ class MLGRU(QuantLayer):
             raise FormatError(f"an MLGRU's forget is {gate}, expected an unsigned share of 1 such as 'ufixed<8,0>'")
         self.dim, self.form = dim, form
         options = {"ternary": ternary, "scale": scale, "per_channel": per_channel}
+        options |= {"tokens": tokens, "token_scale": token_scale}
         source, narrow = self.input_quantizer, table_format(gates, "an MLGRU's gates")
         self.f_proj = projection(dim, dim, source, narrow, options)
         self.c_proj = projection(dim, dim, source, narrow, options)
@@ -109,7 +114,8 @@ class MLGRU(QuantLayer):
             self.product.link(self.gate.output_quantizer, kept)  # type: ignore[arg-type]
         else:
             self._build_released(dim, gate, narrow, activations)
-        self.norm = normalizer(dim, self.product.output_quantizer, activations) if norm else None
+        normalised = activations if tokens is None else NORMALISED
+        self.norm = normalizer(dim, self.product.output_quantizer, normalised) if norm else None
         last = self.product.output_quantizer if self.norm is None else self.norm.output_quantizer
         self.o_proj = projection(dim, dim, last, None, options)
         if output is not None:

@@ -42,7 +42,7 @@ class TernaryLinear(QuantLinear):
         ternary: How trits are made: ``"absmean"``, ``"learned"``, ``"b1.58"``, ``"binary"`` or ``"onebit"``.
         scale: How the scale is deployed: ``"power_of_two"``, ``"fixed<W>"``, or ``"free"`` for training alone.
         per_channel: Whether each output has a scale of its own.
-        options: `input`, `output`, `relu` and `bias_format` of `QuantLinear`.
+        options: `input`, `output`, `relu`, `bias_format`, `tokens` and `token_scale` of `QuantLinear`.
 
     Raises:
         FormatError: for another kind or scale.

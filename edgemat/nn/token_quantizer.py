@@ -2,7 +2,7 @@
 
 `TokenQuantizer` takes rows from a fixed grid of the input to codes of a narrower width and one exponent for each row. A
 linear layer without bias computes on the codes, `rescale` multiplies its exact result by the rows' powers of two.
-`TokenScaled` puts both around a layer.
+`QuantLinear` and `TernaryLinear` with ``tokens="fixed<8>"`` do both.
 """
 
 from __future__ import annotations
@@ -16,11 +16,9 @@ from edgemat.errors import FormatError
 from edgemat.formats import Fixed
 from edgemat.nn.emission import emit, exporting
 from edgemat.nn.layer import QuantLayer, exact_arithmetic
-from edgemat.nn.linear import QuantLinear
 from edgemat.nn.quantizer import FixedQuantizer
 from edgemat.nn.rounding import Grid, power_of_two, quantize_codes
-
-SCALES = ("power_of_two", "absmax")
+from edgemat.recipe import TOKEN_SCALES, checked_tokens
 
 
 def row_exponents(codes: Tensor, width: int) -> Tensor:
@@ -92,8 +90,8 @@ class TokenQuantizer(QuantLayer):
         super().__init__(input, None)
         if not isinstance(width, int) or isinstance(width, bool) or not 2 <= width <= 24:
             raise FormatError(f"a TokenQuantizer has width {width!r}, expected 2 to 24 bits, sign included")
-        if scale not in SCALES:
-            raise FormatError(f"a TokenQuantizer has scale={scale!r}, expected one of {', '.join(SCALES)}")
+        if scale not in TOKEN_SCALES:
+            raise FormatError(f"a TokenQuantizer has scale={scale!r}, expected one of {', '.join(TOKEN_SCALES)}")
         self.scale = scale
         self.grid = RowGrid(Fixed(width, width, True, rounding, "SAT"), role="requantize")
         self._format = ""
@@ -102,6 +100,12 @@ class TokenQuantizer(QuantLayer):
     def width(self) -> int:
         """Bits of a row's codes."""
         return self.grid.width
+
+    @property
+    def passes(self) -> bool:
+        """Whether rows pass as they are: real numbers in calibration, or before the input's binary point is set."""
+        source = self.known_source()
+        return source.observing or not source.ready
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Quantises rows.
@@ -119,7 +123,7 @@ class TokenQuantizer(QuantLayer):
             exponents = emit("TokenExponent", (x,), (*x.shape[:-1], 1), width=self.width)
             return emit("TokenQuantize", (x, exponents), x.shape, y_format=self._format), exponents
         source = self.known_source()
-        if source.observing or not source.ready:
+        if self.passes:
             return x, torch.zeros_like(x[..., :1], dtype=torch.int32)
         frac = source.exponent()
         if float(self.grid.frac) != frac:
@@ -153,8 +157,8 @@ class TokenQuantizer(QuantLayer):
         if self.scale != "power_of_two":
             raise FormatError(
                 f"layer {self.path or type(self).__name__!r} divides every row by its largest value in floating point "
-                "(scale='absmax'), which no target computes with equal bits; train with scale='power_of_two' before "
-                "the export"
+                "(scale 'absmax'), which no target computes with equal bits; train with the scale 'power_of_two' "
+                "before the export"
             )
         self.grid.set_frac(self.known_source().exponent())
         self._format = str(self.grid.format)
@@ -164,48 +168,16 @@ class TokenQuantizer(QuantLayer):
         return f"{self.width}, scale={self.scale}"
 
 
-class TokenScaled(QuantLayer):
-    """A linear layer whose input is quantised row by row, ``[..., in_features]`` to ``[..., out_features]``.
+def token_quantizer(format: str | Fixed, scale: str, label: str) -> TokenQuantizer:
+    """The quantiser in front of a layer that names its source by `link`.
 
     Args:
-        layer: A `QuantLinear` or `TernaryLinear` without bias, with ``input=None`` and ``output=None``.
-        width: Bits of a row's codes.
-        input: Format of the input's grid, or None where `link` names the producer.
-        output: Format of the result, or None where the exact result leaves the layer.
-        rounding: How codes are rounded.
+        format: Width and rounding of a row's codes, such as ``"fixed<8>"``.
         scale: As for `TokenQuantizer`.
+        label: The layer, for messages.
 
     Raises:
-        FormatError: for a layer with a bias or quantisers of its own.
+        FormatError: for another kind of format.
     """
-
-    def __init__(
-        self,
-        layer: QuantLinear,
-        width: int = 8,
-        *,
-        input: str | Fixed | None = "fixed<16>",
-        output: str | Fixed | FixedQuantizer | None = "fixed<16>",
-        rounding: str = "RND",
-        scale: str = "power_of_two",
-    ):
-        super().__init__(None, output)
-        own = isinstance(layer, QuantLinear) and (layer.input_quantizer or layer.output_quantizer)
-        if not isinstance(layer, QuantLinear) or layer.bias is not None or own:
-            raise FormatError(
-                f"TokenScaled got {layer}, expected a QuantLinear or TernaryLinear with bias=False, input=None and "
-                "output=None; add a bias behind it"
-            )
-        self.tokens = TokenQuantizer(width, input=input, rounding=rounding, scale=scale)
-        self.layer = layer
-        layer.link(self.tokens.grid)
-
-    def link(self, *quantizers: FixedQuantizer | None) -> None:
-        """Names the quantiser whose values reach this layer."""
-        super().link(*quantizers)
-        self.tokens.link(*quantizers)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Quantises rows, applies the layer, scales back."""
-        q, exponents = self.tokens(x)
-        return self.leave(self.tokens.rescale(self.layer(q), exponents))
+    fmt = checked_tokens(format, f"{label}: tokens")
+    return TokenQuantizer(fmt.width, input=None, rounding=fmt.rounding, scale=scale)

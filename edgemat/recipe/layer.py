@@ -75,6 +75,8 @@ class LayerRecipe:
         weight_groups: What weights share a binary point; None follows `per_channel_weights`.
         activation_groups: What activations share a binary point.
         khot: See `WeightSpec`; `accumulator`, `accumulator_bound`, `points`, `ternary` and `scale` as well.
+        tokens: Format of a token's codes in front of a Linear, or None.
+        token_scale: ``"power_of_two"``, or ``"absmax"`` for training alone.
     """
 
     weights: Fixed
@@ -95,6 +97,8 @@ class LayerRecipe:
     points: str = "learned"
     ternary: str | None = None
     scale: str = "power_of_two"
+    tokens: Fixed | None = None
+    token_scale: str = "power_of_two"
 
     def activation(self, non_negative: bool) -> Fixed:
         """Format of an output; unsigned of the same width where it is proven non-negative, unless a rule states it.
@@ -127,8 +131,10 @@ class LayerRecipe:
 
     @property
     def folds(self) -> bool:
-        """Whether weights can take a batch norm's factor in: a sign cannot, nor can a scale that is a power of two."""
-        return not self.weights.bipolar and (self.trits is None or self.scale not in SCALES)
+        """Whether weights can take a batch norm in: a sign or a scale that is a power of two cannot, and a layer whose
+        tokens have scales of their own has no bias."""
+        free = self.tokens is None and not self.weights.bipolar
+        return free and (self.trits is None or self.scale not in SCALES)
 
     def parameter_spec(self) -> WeightSpec:
         """How such parameters are quantised."""

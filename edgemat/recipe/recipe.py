@@ -69,6 +69,9 @@ class Recipe:
             ``"binary"`` (``"binary"`` or ``"onebit"``); those two words set the first of their kinds.
         scale: How the scale of such weights is deployed: ``"power_of_two"``, a multiplier such as ``"fixed<8>"``, or
             ``"free"`` for training alone.
+        tokens: Format of a token's codes, such as ``"fixed<8>"``, where each row that reaches a Linear without bias is
+            quantised with a power of two of its own; for rules. None quantises no row.
+        token_scale: That scale: ``"power_of_two"``, or ``"absmax"`` (float division, as published) for training alone.
 
     Raises:
         FormatError: if a key or a format is wrong; the message names it and the nearest right spelling.
@@ -95,6 +98,8 @@ class Recipe:
     points: str = "learned"
     ternary: str | None = None
     scale: str = "power_of_two"
+    tokens: Format | None = None
+    token_scale: str = "power_of_two"
 
     def __init__(self, **fields: Any) -> None:
         known = tuple(self.__dataclass_fields__)

@@ -24,6 +24,7 @@ TERNARY_KINDS = ("absmean", "learned", "b1.58", "binary", "onebit")
 BINARY_KINDS = ("binary", "onebit")
 SCALES = ("power_of_two", "free")
 SCALE_BITS = 24
+TOKEN_SCALES = ("power_of_two", "absmax")
 _WORDS: dict[str, tuple[Fixed, str]] = {"ternary": (TERNARY, "absmean"), "binary": (BIPOLAR, "binary")}
 _FORMAT_KEYS = ("input", "weights", "bias", "activations", "outputs")
 _CHOICES: dict[str, tuple[str, ...]] = {
@@ -32,6 +33,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "activation_groups": ACTIVATION_GROUPS,
     "accumulator_bound": ACCUMULATOR_BOUNDS,
     "points": POINTS,
+    "token_scale": TOKEN_SCALES,
 }
 _OPTIONAL: dict[str, tuple[str, ...]] = {"ternary": TERNARY_KINDS}
 POSITIONS = ("first", "last")
@@ -55,6 +57,8 @@ RULE_KEYS = (
     "points",
     "ternary",
     "scale",
+    "tokens",
+    "token_scale",
 )
 
 
@@ -153,6 +157,22 @@ def checked_scale(value: Any, label: str) -> str:
     return str(fmt)
 
 
+def checked_tokens(value: Any, label: str) -> Fixed:
+    """Checks the format of a token's codes, which have a power of two of each token's own: signed, 2 to 24 bits, SAT.
+
+    Raises:
+        FormatError: for anything else.
+    """
+    fmt = checked_format(value, label)
+    plain = fmt.signed and fmt.int_bits is None and not fmt.per_channel and not fmt.bipolar and fmt.overflow == "SAT"
+    if not plain or not 2 <= fmt.width <= SCALE_BITS:
+        raise FormatError(
+            f"{label} is {fmt}, expected 'fixed<W>' with 2 to {SCALE_BITS} bits; it is signed, SAT, and its binary "
+            "point is the input's"
+        )
+    return fmt
+
+
 def checked_format(value: Any, label: str) -> Fixed:
     if isinstance(value, Fixed):
         return value
@@ -178,6 +198,8 @@ def checked_settings(given: Mapping[str, Any], label: str, optional: tuple[str, 
                 raise FormatError(f"{label}: {key} is {value}, expected one binary point for the whole tensor")
         elif key == "scale":
             checked[key] = checked_scale(value, f"{label}: scale")
+        elif key == "tokens":
+            checked[key] = None if value in (None, NONE) else checked_tokens(value, f"{label}: tokens")
         elif key in _CHOICES or (key in _OPTIONAL and value is not None):
             choices = _CHOICES.get(key) or _OPTIONAL[key]
             if value not in choices:

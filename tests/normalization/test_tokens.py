@@ -10,7 +10,7 @@ from torch import nn
 import edgemat
 from edgemat.errors import EdgematError, FormatError
 from edgemat.lower.reader import read
-from edgemat.nn import QuantLinear, TernaryLinear, TokenQuantizer, TokenScaled
+from edgemat.nn import QuantLinear, TernaryLinear, TokenQuantizer
 from edgemat.nn.token_quantizer import row_exponents
 from edgemat.op import Call
 from edgemat.ops import BY_NAME
@@ -55,17 +55,17 @@ def test_what_cannot_be_meant_is_refused() -> None:
             _ = Call(BY_NAME[op], "n", operands, attrs).y
 
 
-def scaled(layer: type = TernaryLinear, **options) -> TokenScaled:
+def scaled(layer: type = TernaryLinear, **options) -> QuantLinear:
     torch.manual_seed(0)
-    inner = layer(24, 7, bias=False, input=None, output=None)
-    return TokenScaled(inner, **{"width": 6, "input": "fixed<16,8>", "output": "fixed<16>", **options})
+    settings = {"tokens": "fixed<6>", "input": "fixed<16,8>", "output": "fixed<16>", **options}
+    return layer(24, 7, bias=False, **settings)
 
 
 @pytest.mark.parametrize("layer", [TernaryLinear, QuantLinear])
 @pytest.mark.parametrize("shape", [(30, 24), (8, 3, 24)])
 @pytest.mark.parametrize("rounding", ["RND", "RND_CONV", "TRN"])
 def test_training_eval_and_the_file_give_the_same_codes(layer, shape, rounding, tmp_path) -> None:
-    net, x = nn.Sequential(scaled(layer, rounding=rounding)), rows(*shape)
+    net, x = nn.Sequential(scaled(layer, tokens=f"fixed<6,{rounding},SAT>")), rows(*shape)
     net(x)
     trained = net(x).detach()
     net.eval()
@@ -75,7 +75,7 @@ def test_training_eval_and_the_file_give_the_same_codes(layer, shape, rounding, 
     found = Simulator(tmp_path / "net.onnx")(x.numpy())
     found = next(iter(found.values())) if isinstance(found, dict) else found
     assert np.array_equal(np.asarray(found), trained.numpy())
-    other = nn.Sequential(scaled(layer, rounding="RND_INF" if rounding != "RND_INF" else "TRN", width=5))
+    other = nn.Sequential(scaled(layer, tokens="fixed<5>"))
     other(x)
     assert not np.array_equal(np.asarray(found), other.eval()(x).detach().numpy())
 
@@ -86,7 +86,7 @@ def test_gradients_pass_straight_through() -> None:
     layer(x)
     y = layer(x)
     (dx,) = torch.autograd.grad(y.sum(), x)
-    weight = layer.layer.weight_quantizer(layer.layer.weight).detach().sum(0)
+    weight = layer.weight_quantizer(layer.weight).detach().sum(0)
     assert torch.allclose(dx, weight.expand_as(dx), atol=1e-5)
 
 
@@ -100,7 +100,7 @@ def test_a_checkpoint_of_another_binary_point_loads() -> None:
 
 
 def test_the_published_division_trains_and_is_refused_at_export(tmp_path) -> None:
-    net = nn.Sequential(scaled(scale="absmax"))
+    net = nn.Sequential(scaled(token_scale="absmax"))
     x = torch.randn(9, 24, requires_grad=True)
     net(x)
     net(x).square().sum().backward()
@@ -111,7 +111,7 @@ def test_the_published_division_trains_and_is_refused_at_export(tmp_path) -> Non
 
 def test_misuse_is_refused() -> None:
     with pytest.raises(FormatError, match="bias=False"):
-        TokenScaled(QuantLinear(4, 3, input=None, output=None))
+        QuantLinear(4, 3, tokens="fixed<8>")
     with pytest.raises(FormatError, match="power_of_two, absmax"):
         TokenQuantizer(8, scale="float")
     with pytest.raises(FormatError, match="2 to 24"):
