@@ -35,6 +35,7 @@ from edgemat.nn.glu import NORMALISED, normalizer, projection, table_format
 from edgemat.nn.join import QuantMul
 from edgemat.nn.layer import QuantLayer, exact_arithmetic
 from edgemat.nn.quantizer import FixedQuantizer
+from edgemat.nn.recurrence import gated_means, takes_sequences
 from edgemat.nn.state import QuantState
 from edgemat.nn.tables import QuantTable
 
@@ -183,15 +184,25 @@ class MLGRU(QuantLayer):
         """
         x = self.enter(x)
         f, c, gate = self.projected(x, bound)
-        h = self.state.initial(x)
-        states = []
+        states = self.states(f, c)
+        if not self.training and states.shape[1]:
+            self.state.reset()
+            self.state.value = states[:, -1].detach().clone()
+        return self.gated(gate, states)
+
+    def states(self, f: Tensor, c: Tensor) -> Tensor:
+        """The states ``[N, T, dim]`` of whole sequences of shares f and entering values c."""
+        kept, entering = self.state.output_quantizer, self.silu.output_quantizer
+        share = self.sigmoid.output_quantizer if self.form == "paper" else self.bounded
+        assert kept is not None and share is not None and entering is not None
+        if takes_sequences(kept, share, entering):
+            with exact_arithmetic(f):
+                return gated_means(f, c, kept, share, entering)
+        h, made = self.state.initial(f), []
         for f_t, c_t in zip(f.unbind(1), c.unbind(1), strict=True):
             h = self.state.quantize(self.mixed(f_t, c_t, h))
-            states.append(h)
-        if not self.training and states:
-            self.state.reset()
-            self.state.value = h.detach()
-        return self.gated(gate, torch.stack(states, 1))
+            made.append(h)
+        return torch.stack(made, 1)
 
     def step(self, x: Tensor, bound: Tensor | None = None) -> Tensor:
         """Outputs ``[N, dim]`` of one token; reads the state and writes the next."""

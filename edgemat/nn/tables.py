@@ -6,6 +6,7 @@ so that `eval()` gives the deployed bits. Gradients are those of the real functi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -81,7 +82,11 @@ class QuantTable(QuantLayer):
             return quantizer(real)
         codes = self.table_codes().to(x.device)
         values = torch.ldexp(codes.double(), -quantizer.exponents()).to(quantizer.grid.carrier)
-        index = torch.ldexp(x.detach().double(), source.exponents()).round_() - source.format.min_code
+        if source.per_channel or x.dtype != torch.float32:
+            index = torch.ldexp(x.detach().double(), source.exponents()).round_()
+        else:  # 12 bits times a power of two: exact in float32
+            index = (x.detach() * math.ldexp(1.0, source.exponent())).round_()
+        index = index.sub_(source.format.min_code)
         # Off the grid only behind a training dropout; there the nearest code is taken.
         return quantizer.adopt(real, values[index.clamp_(0, len(values) - 1).to(torch.int64)])
 
