@@ -116,3 +116,47 @@ def test_misuse_is_refused() -> None:
         TokenQuantizer(8, scale="float")
     with pytest.raises(FormatError, match="2 to 24"):
         TokenQuantizer(1)
+
+
+class Rows(nn.Module):
+    """A norm and two layers without bias, as they are found in a float network."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.first, self.second = nn.RMSNorm(12), nn.Linear(12, 16, bias=False), nn.Linear(16, 5, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.second(self.first(self.norm(x)).relu())
+
+
+@pytest.mark.parametrize("shape", [(20, 12), (6, 3, 12)])
+@pytest.mark.parametrize("settings", [{"weights": "ternary"}, {"weights": "ternary", "scale": "fixed<6>"}, {}])
+def test_a_recipe_gives_tokens_scales(shape, settings, tmp_path) -> None:
+    torch.manual_seed(2)
+    recipe = edgemat.Recipe(activations="fixed<14>", tokens="fixed<6>", **settings)
+    assert edgemat.Recipe.from_toml(recipe.to_toml()) == recipe
+    x = 3 * torch.randn(*shape)
+    q = edgemat.calibrate(edgemat.quantize(Rows(), recipe), [x])
+    q.train()(x).square().sum().backward()
+    assert all(parameter.grad is not None for parameter in q.parameters() if parameter.requires_grad)
+    trained = q(x).detach()
+    assert torch.equal(q.eval()(x), trained)
+    edgemat.to_onnx(q, (x,), tmp_path / "net.onnx")
+    assert np.array_equal(Simulator(tmp_path / "net.onnx")(x.numpy()), trained.numpy())
+    ops = [call.op.name for call in read(tmp_path / "net.onnx").nodes]
+    assert ops.count("TokenQuantize") == ops.count("Linear") == 2
+    without = edgemat.quantize(Rows(), edgemat.Recipe(tokens="fixed<6>", types={"Linear": {"tokens": None}}))
+    assert not any(isinstance(part, TokenQuantizer) for part in without.modules())
+
+
+def test_a_recipe_refuses_tokens_where_they_cannot_be_scaled() -> None:
+    recipe = edgemat.Recipe(tokens="fixed<8>")
+    with pytest.raises(EdgematError, match=r"module 0 \(Linear\) is a Linear with a bias .* tokens=None in a rule"):
+        edgemat.quantize(nn.Sequential(nn.Linear(3, 2)), recipe)
+    with pytest.raises(EdgematError, match=r"is a Conv1d and has tokens"):
+        edgemat.quantize(nn.Sequential(nn.Conv1d(3, 2, 1)), recipe)
+    for wrong in ("fixed<8,3>", "ufixed<8>", "fixed<25>", "bipolar", "fixed<8,RND,WRAP>"):
+        with pytest.raises(FormatError, match=r"tokens is .*expected"):
+            edgemat.Recipe(tokens=wrong)
+    with pytest.raises(FormatError, match="did you mean 'absmax'"):
+        edgemat.Recipe(token_scale="absmx")

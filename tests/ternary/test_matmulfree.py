@@ -12,12 +12,15 @@ from torch import Tensor, nn
 
 import edgemat
 from edgemat.errors import FormatError
+from edgemat.formats import Fixed
 from edgemat.lower.reader import read
 from edgemat.nn import reset_states
 from edgemat.nn.embedding import QuantEmbedding
 from edgemat.nn.glu import GLU, hidden_width
 from edgemat.nn.matmulfree import MatMulFreeLM
 from edgemat.nn.mlgru import MLGRU
+from edgemat.nn.ternary import TernaryLinear
+from edgemat.nn.token_quantizer import RowGrid, TokenQuantizer
 
 VOCABULARY = 11
 
@@ -175,3 +178,37 @@ def test_what_the_parts_cannot_be_is_refused() -> None:
         model.prefill(torch.zeros(3, dtype=torch.int64))
     with pytest.raises(FormatError, match=r"expected \[N\]"):
         model.step(torch.zeros(3, 1, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("form", ["paper", "released"])
+def test_tokens_with_scales_of_their_own(form: str, tmp_path: Path) -> None:
+    """Features of 16 bits are cut to 6 by a power of two of each token: in training, steps and the exported file."""
+    model, tokens = language_model(form, 8, tokens="fixed<6>"), counting()
+    trained = model.train()(tokens).detach()
+    with torch.no_grad():
+        whole = model.eval().prefill(tokens)
+        model.reset()
+    assert torch.equal(trained, whole)
+    path = tmp_path / "lm.onnx"
+    edgemat.to_onnx(model, (tokens[:, 0],), path)
+    found = edgemat.Simulator(path).run_sequence(tokens.T.numpy())
+    assert np.array_equal(np.moveaxis(found, 0, 1), whole.numpy())
+    calls = read(path).nodes
+    exponents = [call.x[1].hi for call in calls if call.op.name == "TokenQuantize"]
+    linear = [call for call in calls if call.op.name == "Linear"]
+    assert len(exponents) == len(linear) == 2 * 7 + 1 and min(exponents) > 0
+    assert all(call.op.native(call).params.get("ternary") == 1 for call in linear)
+    for part in model.modules():  # control: another width gives other bits
+        if isinstance(part, TokenQuantizer):
+            part.grid = RowGrid(Fixed(5, 5), role="requantize")
+    for part in model.modules():
+        if isinstance(part, TernaryLinear):
+            assert part.source() is part.tokens.grid  # type: ignore[union-attr]
+    with torch.no_grad():
+        assert not torch.equal(model.prefill(tokens), whole)
+
+
+def test_the_published_division_of_tokens_trains_and_is_refused_at_export(tmp_path: Path) -> None:
+    model = language_model("paper", 2, tokens="fixed<8>", token_scale="absmax")
+    with pytest.raises(FormatError, match=r"layer 'blocks\.0\.mixer\.f_proj\.tokens' divides every row .*power_of_two"):
+        edgemat.to_onnx(model, (counting()[:, 0],), tmp_path / "lm.onnx")
