@@ -249,7 +249,7 @@ def onnxruntime_step(file):
 
 def report_losses(losses):
     for name, (loss, parameters) in losses.items():
-        print(f"validation loss of {name}: {loss:.4f} nats per character, {parameters} parameters")
+        print(f"validation loss of {name}: {loss:.4f} nats per character, {parameters} parameters", flush=True)
     if "ternary" in losses:
         for name in losses:
             if name != "ternary":
