@@ -13,6 +13,7 @@ from torch import Tensor
 
 from edgemat.errors import FormatError
 from edgemat.formats import Fixed
+from edgemat.nn import arguments
 from edgemat.nn.join import QuantMul
 from edgemat.nn.layer import QuantLayer
 from edgemat.nn.normalization import RMSNorm
@@ -97,7 +98,8 @@ class GLU(QuantLayer):
         token_scale: str = "power_of_two",
     ):
         super().__init__(input)
-        self.dim, self.hidden = dim, hidden_width(dim) if hidden is None else hidden
+        self.dim = arguments.whole("a GLU's dim", dim, 1)
+        self.hidden = hidden_width(dim) if hidden is None else arguments.whole("a GLU's hidden", hidden, 1)
         options = {"ternary": ternary, "scale": scale, "per_channel": per_channel}
         options |= {"tokens": tokens, "token_scale": token_scale}
         source = self.input_quantizer

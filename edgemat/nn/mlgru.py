@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from edgemat.errors import FormatError
 from edgemat.formats import Fixed
+from edgemat.nn import arguments
 from edgemat.nn.activation import QuantConstant
 from edgemat.nn.emission import exporting
 from edgemat.nn.glu import NORMALISED, normalizer, projection, table_format
@@ -94,7 +95,7 @@ class MLGRU(QuantLayer):
         gate = Fixed.parse(forget) if isinstance(forget, str) else forget
         if gate.signed or gate.int_bits != 0:
             raise FormatError(f"an MLGRU's forget is {gate}, expected an unsigned share of 1 such as 'ufixed<8,0>'")
-        self.dim, self.form = dim, form
+        self.dim, self.form = arguments.whole("an MLGRU's dim", dim, 1), form
         options = {"ternary": ternary, "scale": scale, "per_channel": per_channel}
         options |= {"tokens": tokens, "token_scale": token_scale}
         source, narrow = self.input_quantizer, table_format(gates, "an MLGRU's gates")
@@ -182,10 +183,15 @@ class MLGRU(QuantLayer):
 
         In eval mode the last state is kept, so that `step` goes on behind the sequence.
         """
+        if x.dim() != 3 or x.shape[2] != self.dim or not x.shape[1]:
+            raise FormatError(
+                f"layer {self.path or 'MLGRU'!r} got features of shape {tuple(x.shape)}, expected [N, T, {self.dim}] "
+                f"with at least one token, or [N, {self.dim}] for one step"
+            )
         x = self.enter(x)
         f, c, gate = self.projected(x, bound)
         states = self.states(f, c)
-        if not self.training and states.shape[1]:
+        if not self.training:
             self.state.reset()
             self.state.value = states[:, -1].detach().clone()
         return self.gated(gate, states)
@@ -212,7 +218,7 @@ class MLGRU(QuantLayer):
 
     def forward(self, x: Tensor, bound: Tensor | None = None) -> Tensor:
         """`prefill` for three axes, `step` for two."""
-        return self.prefill(x, bound) if x.dim() == 3 else self.step(x, bound)
+        return self.step(x, bound) if x.dim() == 2 else self.prefill(x, bound)
 
     @torch.no_grad()
     def freeze(self) -> None:

@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from edgemat.errors import FormatError, LoweringError
 from edgemat.formats import Fixed
@@ -106,6 +106,7 @@ class QuantState(QuantLayer):
         """
         if exporting():
             return self._emit_read(x)
+        self._refuse_tracing(x)
         self._refuse_training()
         self._begun = True
         if self.value is None:
@@ -125,6 +126,7 @@ class QuantState(QuantLayer):
         """
         if exporting():
             return self._emit_write(x)
+        self._refuse_tracing(x)
         self._refuse_training()
         if not self._begun or self.value is None:
             raise FormatError(
@@ -158,6 +160,13 @@ class QuantState(QuantLayer):
     def _dtype(self) -> torch.dtype:
         assert self.output_quantizer is not None
         return torch.float32 if self.output_quantizer.width <= 24 else torch.float64
+
+    def _refuse_tracing(self, x: Any) -> None:
+        if isinstance(x, fx.Proxy):
+            raise LoweringError(
+                f"state {self._label} is read or written in the forward that edgemat.quantize traces, which follows "
+                "tensors and no states; build the recurrent network from edgemat.nn layers and calibrate it as it is"
+            )
 
     def _refuse_training(self) -> None:
         if self.training and torch.is_grad_enabled():

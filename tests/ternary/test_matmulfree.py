@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 import edgemat
-from edgemat.errors import FormatError
+from edgemat.errors import FormatError, LoweringError
 from edgemat.formats import Fixed
 from edgemat.lower.reader import read
-from edgemat.nn import reset_states
+from edgemat.nn import QuantState, reset_states
 from edgemat.nn.embedding import QuantEmbedding
 from edgemat.nn.glu import GLU, hidden_width
 from edgemat.nn.matmulfree import MatMulFreeLM
@@ -212,3 +212,26 @@ def test_the_published_division_of_tokens_trains_and_is_refused_at_export(tmp_pa
     model = language_model("paper", 2, tokens="fixed<8>", token_scale="absmax")
     with pytest.raises(FormatError, match=r"layer 'blocks\.0\.mixer\.f_proj\.tokens' divides every row .*power_of_two"):
         edgemat.to_onnx(model, (counting()[:, 0],), tmp_path / "lm.onnx")
+
+
+def test_sizes_and_shapes_that_cannot_be_meant_are_refused() -> None:
+    for build in (lambda: MLGRU(0), lambda: MLGRU(-1), lambda: GLU("4"), lambda: GLU(4, 0)):  # type: ignore[arg-type]
+        with pytest.raises(FormatError, match=r"an MLGRU's dim|a GLU's"):
+            build()
+    for shape in ((2, 3, 5), (2, 0, 4), (2, 3, 4, 4), (4,)):
+        with pytest.raises(FormatError, match=r"expected \[N, T, 4\] with at least one token, or \[N, 4\]"):
+            MLGRU(4)(torch.zeros(shape))
+
+
+def test_quantize_says_that_it_follows_no_state() -> None:
+    class Own(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear, self.state = nn.Linear(4, 4), QuantState(4, "fixed<8>")
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.state.write(self.linear(x) + self.state.read(x))
+
+    for net in (Own(), Own().eval()):
+        with pytest.raises(LoweringError, match=r"follows tensors and no states; build the recurrent network from"):
+            edgemat.quantize(net, edgemat.Recipe())
