@@ -229,7 +229,6 @@ class ConfigBuilder:
         self.constants.append(Member("int", "overflow", f"edgemat::{OVERFLOWS[p['overflow']]}"))
         self.look_up("exp_table", table)
 
-
     def rows(self) -> None:
         """Parameters of an operator over rows; a norm's gain and bias are looked up, its format is a type."""
         p = self.step.params
