@@ -259,7 +259,9 @@ def plain(
     return y, mean.detach(), var.detach() * (count / max(count - 1, 1))
 
 
-class _Eager(torch.autograd.Function):
+class StagePass(torch.autograd.Function):
+    """A stage in eager training; arguments as in `forward`."""
+
     @staticmethod
     def forward(ctx: Any, x: Tensor, gamma: Tensor | None, beta: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor]:
         points, first, second, third, ctx.eps, ctx.stage = rest
@@ -345,7 +347,7 @@ def apply(
     if compiling():
         y, numbers = _compiled(x, gamma, beta, points, *fracs, eps, stage.flat())
     else:
-        y, numbers = _Eager.apply(x, gamma, beta, points, *fracs, eps, stage)
+        y, numbers = StagePass.apply(x, gamma, beta, points, *fracs, eps, stage)
     return y, numbers[0], numbers[1]
 
 

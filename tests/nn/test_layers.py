@@ -405,7 +405,7 @@ def test_batch_norm_and_quantiser_in_one_pass_are_the_same(batch_norm: str, monk
     twin = copy.deepcopy(module)
     y = module.train()(x)
     y.backward(g)
-    fused = "QuantizedBatch", "NormAffine"
+    fused = "QuantizedBatch", "StagePass"
     assert sum(map(_functions(y).count, fused)) == 2
     monkeypatch.setattr(FixedQuantizer, "takes_affine", property(lambda self: False))
     z = twin.train()(x)
