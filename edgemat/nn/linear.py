@@ -57,7 +57,6 @@ class WeightedLayer(QuantLayer):
     """
 
     out_axis = 0
-    _narrow = True
 
     def __init__(
         self,
@@ -85,6 +84,7 @@ class WeightedLayer(QuantLayer):
         self.outputs = outputs
         self.bias_grid = Grid.of(Fixed(width, 0))
         self.final = False
+        self._narrow = True  # whether float32 held the sums of the last eager step with a bit to spare
         self._norm, self._heir = Link(), Link()
         self._formats: dict[str, Any] = {}
         self._scales: Scales | None = None
