@@ -278,7 +278,8 @@ class QuantBatchNorm(QuantLayer):
     @property
     def reaches_relu(self) -> bool:
         """Whether this layer's pass contains the ReLU behind it and that ReLU's quantiser."""
-        return super().reaches_relu or self._joined(self._relu) is not None
+        ahead = self.output_quantizer is None and self.quantizes_ahead
+        return ahead or self._joined(self._relu) is not None
 
     def _fused(self, x: Tensor) -> Tensor | None:
         """A training step of the stage natively; None where the general way must be taken."""

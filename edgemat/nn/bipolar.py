@@ -71,8 +71,7 @@ class BipolarQuantizer(FixedQuantizer):
             )
         super().__init__(fmt, None, axis, False, role)
 
-    @property
-    def observing(self) -> bool:
+    def _passes(self) -> bool:
         """Whether real values pass: only before quantisation begins in a delayed training, never in calibration."""
         return self.delayed and self.training
 

@@ -194,7 +194,7 @@ class KHotQuantizer(FixedQuantizer):
     @property
     def kind(self) -> str:
         """The format with its binary point left open, and the number of digits."""
-        return f"{super().kind} with khot={self.khot}"
+        return f"{self._blank} with khot={self.khot}"
 
     @property
     def onto(self) -> Projection:

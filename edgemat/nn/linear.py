@@ -301,6 +301,9 @@ class WeightedLayer(QuantLayer):
     @property
     def observing(self) -> bool:
         """Whether input or weights are real numbers, off their grids: in calibration, or before quantisation begins."""
+        return self._takes_real()
+
+    def _takes_real(self) -> bool:
         source = self.source()
         return self.weight_quantizer.observing or (source is not None and source.observing)
 
@@ -410,10 +413,8 @@ class QuantLinear(WeightedLayer):
         """The quantiser of what is summed: of the tokens' codes, where each token has a scale of its own."""
         return super().source(index) if self.tokens is None else self.tokens.grid
 
-    @property
-    def observing(self) -> bool:
-        """Whether input or weights are real numbers, off their grids."""
-        return super().observing or (self.tokens is not None and self.tokens.passes)
+    def _takes_real(self) -> bool:
+        return super()._takes_real() or (self.tokens is not None and self.tokens.passes)
 
     def forward(self, x: Tensor) -> Tensor:
         """Applies the layer; the result carries exact values of the accumulator or of the output format."""

@@ -118,6 +118,9 @@ class FixedQuantizer(nn.Module):
     @property
     def observing(self) -> bool:
         """Whether real values pass: calibration looks at them, or quantisation has not begun in this training."""
+        return self._passes()
+
+    def _passes(self) -> bool:
         return self._observer is not None or (self.delayed and self.training)
 
     @property

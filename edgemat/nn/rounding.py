@@ -86,7 +86,8 @@ def channel_factors(frac: Tensor, like: Tensor, axis: int, scale: Tensor | None 
     """
     shape = [1] * like.dim()
     shape[axis] = -1
-    if frac.device.type != "cpu":
+    if frac.device.type != "cpu" or torch.compiler.is_compiling():
+        # Also where a compiler traces: what it puts in numpy's place gives ldexp of a number the wrong shape.
         exponents = frac.detach().float().round().to(torch.int32)
         double = power_of_two(exponents + 1, like.dtype)
         step = double.reciprocal().mul_(2.0)

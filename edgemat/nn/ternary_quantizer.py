@@ -168,10 +168,9 @@ class TernaryQuantizer(FixedQuantizer):
         """Whether the scale is a float that cannot be deployed."""
         return self.scale == "free"
 
-    @property
-    def observing(self) -> bool:
+    def _passes(self) -> bool:
         """Whether weights are off their grid: before quantisation begins, and while the scale is a float."""
-        return super().observing or self.free or (self.training and self.blend < 1.0)
+        return super()._passes() or self.free or (self.training and self.blend < 1.0)
 
     # -- codes and scales -----------------------------------------------------------------------------------------
     def measure(self, x: Tensor) -> tuple[Tensor, Tensor]:
