@@ -195,10 +195,20 @@ class Attr:
 
 @dataclass(frozen=True)
 class Native:
-    """What native kernels get: compile-time integers and constant arrays, channels last, batch removed."""
+    """What native kernels get: compile-time integers and constant arrays, channels last, batch removed.
+
+    Attributes:
+        params: The integers.
+        arrays: int64 codes.
+        epilogue: What the kernel's sums go through where that is not the call's own epilogue, else None; the kernel's
+            channels are its last axis.
+        bounds: Intervals of those sums; None with `epilogue`.
+    """
 
     params: dict[str, int | tuple[int, ...]] = field(default_factory=dict)
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
+    epilogue: Epilogue | None = None
+    bounds: Bounds | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,17 +2,21 @@
 
 Codes add up on the grid ``frac_x + frac_w`` (per output channel); the bias is an integer on that grid. Inputs of rank 3
 and more keep their leading axes; there the output channels lie on the last axis, so per-channel weights are brought to
-the finest grid first (weights shifted left: exact). Inputs of rank 2 may have a binary point and a width for each
-feature: weights are shifted left to the grid of the finest feature, and those of features that are always 0 left out.
+the finest grid first (weights shifted left: exact). Native kernels keep trits as they are there, and shift the finished
+sums instead, in the epilogue: ``round(2**l * s * 2**-e) = round(s * 2**(l - e))``. Inputs of rank 2 may have a binary
+point and a width for each feature: weights are shifted left to the grid of the finest feature, and those of features
+that are always 0 left out.
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import numpy as np
 
 from edgemat.body import Body, Coded
 from edgemat.formats import accumulator, holds_codes, uniform
-from edgemat.op import Attr, Bounds, Call, Cost, Native, Op, Result, Tensor
+from edgemat.op import Attr, Bounds, Call, Cost, Epilogue, Native, Op, Result, Tensor
 from edgemat.ops.accumulation import (
     emit_matmul,
     emit_shifted_weights,
@@ -168,8 +172,19 @@ class Linear(Op):
     def row_major(self, call: Call) -> bool:
         return len(call.x[0].shape) > 2
 
-    def native(self, call: Call) -> Native:
+    def _kernel(self, call: Call) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
+        """Weights and bias of a native kernel, and left shifts of its sums, [O] or None."""
         w, b, _ = self._aligned(call)
+        own = call.constant(1)
+        assert own is not None
+        if len(call.x[0].shape) < 3 or w is own or "ternary" not in sign_params(call, own):
+            return w, b, None
+        shifts = self._shifts(call)
+        assert shifts is not None
+        return own, call.constant(2), shifts[:, 0]
+
+    def native(self, call: Call) -> Native:
+        w, b, lifts = self._kernel(call)
         rows = call.x[0].size // w.shape[1]
         params = {
             "rows": rows,
@@ -179,10 +194,14 @@ class Linear(Op):
             **sign_params(call, w),
             **digit_params(call),
         }
-        return Native(params, {"weight": w} if b is None else {"weight": w, "bias": b})
+        arrays = {"weight": w} if b is None else {"weight": w, "bias": b}
+        if lifts is None:
+            return Native(params, arrays)
+        sums = replace(sum_bounds(w, call.x[0].lo, call.x[0].hi, b), width=call.bounds.width)
+        return Native(params, arrays, _lifted(call, lifts), sums)
 
     def cost(self, call: Call) -> Cost:
-        w, b, _ = self._aligned(call)
+        w, b, _ = self._kernel(call)
         rows = call.x[0].size // w.shape[1]
         bits = w.size * call.format_attr("w_format").width + (0 if b is None else 32 * b.size)
         operand = channel_bits(call.x[0]) if len(call.x[0].shape) == 2 else operand_bits(call.x[0])
@@ -269,6 +288,14 @@ class Linear(Op):
         w = constant("fixed<2,0,RND,SAT_SYM>", np.array([[1, 0, -1], [0, 0, 0]]))
         attrs = {"w_format": "fixed<2,0,RND,SAT_SYM>", "requantize": "fixed<6,8>"}
         made.append(Call(self, "ternary_rank3", [tensor("fixed<8,8>", (None, 4, 3)), w[0]], attrs, {1: w[1]}))
+        w_fmt = "fixed<2,[1,3,-4,2,1],RND,SAT_SYM>"
+        w = constant(w_fmt, random_codes("fixed<2,0,RND,SAT_SYM>", (5, 21), 60))
+        b = constant("fixed<10,0>", random_codes("fixed<10,0>", (5,), 61), "b")
+        for requantize in ("", "fixed<8,9>", "fixed<6,3,RND_CONV,WRAP>", "ufixed<24,12,TRN_ZERO,SAT>", "bipolar"):
+            attrs = {"w_format": w_fmt, "requantize": requantize}
+            x = tensor("fixed<8,4>", (None, 3, 21))
+            made.append(Call(self, f"ternary_rows_{requantize}", [x, w[0]], attrs, {1: w[1]}))
+            made.append(Call(self, f"ternary_rows_{requantize}_b", [x, w[0], b[0]], attrs, {1: w[1], 2: b[1]}))
         return made
 
     def _stated(self) -> list[Call]:
@@ -300,6 +327,17 @@ def sign_params(call: Call, w: np.ndarray) -> dict[str, int | tuple[int, ...]]:
     if fmt.ternary and call.attrs.get("khot") is None and bool((codes <= 1).all()):
         return {"ternary": 1}
     return {}
+
+
+def _lifted(call: Call, lifts: np.ndarray) -> Epilogue:
+    """The epilogue of sums that stand for themselves times ``2**lifts``, channel by channel."""
+    given = call.epilogue
+    if given is None:  # the exact code: it fits, so nothing is rounded or wraps
+        exact = replace(call.exact[0].format, rounding="TRN", overflow="WRAP")
+        return Epilogue(uniform(tuple((-lifts).tolist())), exact)
+    if given.format.bipolar:
+        return given
+    return replace(given, shift=uniform(tuple((given.shift[0] - lifts).tolist())))
 
 
 def sign_additions(w: np.ndarray) -> int:

@@ -13,7 +13,7 @@ from edgemat.lower.graph import Graph
 from edgemat.lower.reader import read
 from edgemat.lower.states import State
 from edgemat.lower.writer import FORMAT_VERSION
-from edgemat.op import Call, Tensor
+from edgemat.op import Call, Native, Tensor
 from edgemat.report.carrier import carriers, reach_bits
 from edgemat.report.nodes import Edge, NodeReport, StateReport, Ternary
 from edgemat.report.targets import TargetCost, target_cost
@@ -131,11 +131,8 @@ def _state(state: State) -> StateReport:
     )
 
 
-def _ternary(call: Call) -> Ternary | None:
-    if call.op.name not in ("Linear", "Conv"):
-        return None
-    native = call.op.native(call)
-    if not native.params.get("ternary"):
+def _ternary(call: Call, native: Native | None) -> Ternary | None:
+    if native is None or not native.params.get("ternary"):
         return None
     weight = native.arrays["weight"]
     rows = weight.reshape(len(weight), -1) != 0
@@ -148,14 +145,17 @@ def _edge(tensor: Tensor) -> Edge:
 
 
 def _node(call: Call, function: ir.Function) -> NodeReport:
-    bounds, cost = call.bounds, call.op.cost(call)
+    native = call.op.native(call) if call.op.name in ("Linear", "Conv") else None
+    bounds = call.bounds if native is None or native.bounds is None else native.bounds
+    cost = call.op.cost(call)
     used = carriers(call, function)
     hls_bits = two_complement_bits(*bounds.final) if bounds.width is None else bounds.width
     wanted = two_complement_bits(*bounds.partial)
     c_bits = next((bits for bits in ACCUMULATOR_BITS if wanted <= bits), 0)
     if bounds.width is not None and bounds.width <= SHORT_BITS:
         c_bits = SHORT_BITS
-    proved = c_bits > 0 and hls_bits <= HLS_ACCUMULATOR_BITS_MAX and bounds.magnitude.bit_length() <= reach_bits(used)
+    carried = call.bounds.magnitude.bit_length() <= reach_bits(used)
+    proved = c_bits > 0 and hls_bits <= HLS_ACCUMULATOR_BITS_MAX and carried
     return NodeReport(
         call.name,
         call.op.name,
@@ -175,7 +175,7 @@ def _node(call: Call, function: ir.Function) -> NodeReport:
         bounds.width or 0,
         wanted,
         cost.ebops,
-        _ternary(call),
+        _ternary(call, native),
     )
 
 

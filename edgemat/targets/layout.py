@@ -91,8 +91,8 @@ class Step:
         outputs: results.
         params: compile-time integers (section 4 of docs/internals.md).
         arrays: constant arrays in native layout, int64.
-        epilogue: fused requantisation or None.
-        bounds: the accumulator's intervals of the graph call or None.
+        epilogue: what the kernel's sums go through (the graph call's, or the dossier's own) or None.
+        bounds: the kernel's accumulator's intervals or None.
         node: name of the graph node this step comes from.
     """
 
@@ -222,7 +222,7 @@ class _Builder:
         self.steps.append(
             Step(
                 call.op.stem, call.name, tuple(inputs), tuple(outputs), dict(native.params), arrays,
-                call.epilogue, call.bounds, call.name,
+                native.epilogue or call.epilogue, native.bounds or call.bounds, call.name,
             )
         )  # fmt: skip
         if wants_logical:

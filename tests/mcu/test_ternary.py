@@ -93,6 +93,18 @@ def calls(convolutions: int = 16) -> list[Call]:
     return made + [convolution(seed) for seed in range(convolutions)]
 
 
+def scaled_rows(outputs: int = 9, requantize: str = "fixed<8,9,RND,SAT>", bias: bool = True) -> Call:
+    """Three rows of 40 inputs, a scale for each output: points lie on the last axis, behind the sums."""
+    w_format = f"fixed<2,[{','.join(str(2 - 3 * o % 7) for o in range(outputs))}],RND,SAT_SYM>"
+    x = tensor("fixed<8,3>", (None, 3, 40))
+    w, codes = constant(w_format, weights(11, (outputs, 40)))
+    attrs = {"w_format": w_format, "requantize": requantize}
+    if not bias:
+        return Call(BY_NAME["Linear"], "scaled", [x, w], attrs, {1: codes})
+    b, added = constant("fixed<16,8>", np.random.default_rng(3).integers(-300, 300, outputs), "b")
+    return Call(BY_NAME["Linear"], "scaled", [x, w, b], attrs, {1: codes, 2: added})
+
+
 def window(seed: int, channels: int, size: int, pad: int) -> Call:
     """A 3 x 3 convolution of 8-bit inputs to six channels."""
     x = tensor("fixed<8,3>", (None, channels, size, size))
@@ -296,6 +308,28 @@ def test_short_rows_and_few_outputs_add_by_a_byte_each() -> None:
     with HostProgram(graph, flags=STRICT, optimize="1") as program:
         found_codes = program.run(codes)
     assert all(np.array_equal(found_codes[name], expected[name]) for name in graph.outputs)
+
+
+@pytest.mark.parametrize("requantize", ["fixed<8,9,RND,SAT>", ""], ids=["requantized", "exact"])
+@pytest.mark.parametrize("packing", PACKINGS)
+def test_rows_with_a_scale_for_each_output_stay_packed(packing, requantize) -> None:
+    calls = [scaled_rows(9, requantize), scaled_rows(3, requantize, bias=False)]
+    graph = side_by_side("rows", calls)
+    codes = feeds(graph, 5)
+    expected = run_reference(graph, codes)
+    made = project(graph, ternary_packing=packing)
+    assert {v.file for v in made.variants} == {"linear__trits.c", "linear.c", "transpose.c"}
+    assert [call.op.cost(call).multiplies for call in calls] == [0, 0]
+    with HostProgram(made, flags=STRICT, optimize="1") as program:
+        found = program.run(codes)
+    assert all(np.array_equal(found[name], expected[name]) for name in graph.outputs)
+    step = next(step for step in to_native(graph).steps if step.stem == "linear")
+    assert step.params["ternary"] == 1 and len(set(step.epilogue.shift)) == 7
+    # The control: the point of one channel off by one is another result.
+    call = calls[0]
+    wrong = Call(call.op, "wrong", call.x, {**call.attrs, "w_format": call.attrs["w_format"].replace("[2,", "[1,")},
+                 call.constants)  # fmt: skip
+    assert not np.array_equal(run_reference(side_by_side("rows", [wrong]), codes)["c0_y"], expected["c0_y"])
 
 
 def test_an_unknown_packing_is_refused() -> None:

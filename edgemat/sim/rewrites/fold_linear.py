@@ -9,6 +9,7 @@ import numpy as np
 
 from edgemat.body import Coded
 from edgemat.op import Call
+from edgemat.ops.linear import Linear
 from edgemat.sim.carriers import SINGLE, SINGLE_LIMIT, Carried, FusedBody
 from edgemat.sim.rewrites.epilogue import fold
 
@@ -18,17 +19,16 @@ def fold_linear(body: FusedBody, call: Call, x: list[Carried]) -> Carried | None
     folded = fold(call, call.bounds.magnitude)
     if folded is None or x[0].tensor.magnitude >= SINGLE_LIMIT:
         return None
-    arrays = call.op.native(call).arrays
+    assert isinstance(call.op, Linear)
+    w, b = call.op.aligned(call)
     rank = len(x[0].tensor.shape)
     if rank > 2 and folded.scale.size > 1:
         return None
-    weight = arrays["weight"].T * folded.scale
-    bias = np.zeros(weight.shape[1]) if "bias" not in arrays else arrays["bias"].astype(np.float64)
-    bias = bias * folded.scale + folded.constant
+    bias = (np.zeros(len(w)) if b is None else b.astype(np.float64)) * folded.scale + folded.constant
     data = body.cast(x[0].coded(), SINGLE)
-    w, b = body.const(weight, np.float32), body.const(bias, np.float32)
+    factors, added = body.const(w.T * folded.scale, np.float32), body.const(bias, np.float32)
     if rank == 2:
-        value = body.op("Gemm", data.value, w, b)
+        value = body.op("Gemm", data.value, factors, added)
     else:
-        value = body.op("Add", body.op("MatMul", data.value, w), b)
+        value = body.op("Add", body.op("MatMul", data.value, factors), added)
     return folded.carried(body, call, Coded(value, SINGLE))
