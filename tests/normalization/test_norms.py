@@ -11,7 +11,8 @@ from torch.nn import functional as F
 import edgemat
 from edgemat.errors import EdgematError, FormatError
 from edgemat.nn import QuantLayerNorm, QuantRMSNorm
-from edgemat.nn.normalization import NormQuantize, norm_format, reciprocal_root
+from edgemat.nn.normalization import norm_format
+from edgemat.nn.normalization_rows import NormQuantize, reciprocal_root
 from edgemat.op import Call
 from edgemat.ops import BY_NAME
 from edgemat.ops import reciprocal_root as definition
