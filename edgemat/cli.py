@@ -137,6 +137,7 @@ def simulate(model: Path, inputs: Arrays, output: Path, codes: bool, sequence: b
 @click.option("--inputs", type=ArrayFile(), help=".npy; several inputs: .npz by name.")
 @click.option("--samples", type=click.IntRange(min=1), help="Random samples beside the corner vectors.")
 @click.option("--steps", type=click.IntRange(min=1), help="Random steps of a file with recurrent states.")
+@click.option("--corner-steps", type=click.IntRange(min=0), help="Steps of a corner sequence; 0: none.  [default: 32]")
 @click.option("--backends", type=BackendList(), help=f"Any of {', '.join(BACKENDS)}, separated by commas.")
 @CODES
 @JSON
@@ -145,6 +146,7 @@ def verify(
     inputs: Arrays | None,
     samples: int | None,
     steps: int | None,
+    corner_steps: int | None,
     backends: tuple[str, ...] | None,
     codes: bool,
     as_json: bool,
@@ -152,13 +154,15 @@ def verify(
     """Compare the integers of every backend.
 
     MODEL is a lowered file. Exit code 3 when a backend differs from the reference. A file with recurrent states is run
-    on sequences: --samples of them with --steps each (default 4 and 256), or --inputs [steps, samples, ...].
+    on sequences: --samples of them with --steps each (default 4 and 256), or --inputs [steps, samples, ...]. Corner
+    sequences run beside them, no longer than they are.
     """
     if inputs is not None and (samples is not None or steps is not None):
         raise click.UsageError("--inputs excludes --samples and --steps.")
     if codes and inputs is None:
         raise click.UsageError("--codes says what --inputs holds; give --inputs.")
-    report = edgemat.verify(model, inputs=inputs, samples=samples, steps=steps, backends=backends, codes=codes)
+    drawn: dict[str, Any] = {"samples": samples, "steps": steps, "corner_steps": corner_steps}
+    report = edgemat.verify(model, inputs=inputs, backends=backends, codes=codes, **drawn)
     _show(report, as_json)
     if not report.ok:
         sys.exit(EXIT_MISMATCH)

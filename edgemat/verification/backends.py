@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -19,6 +21,29 @@ from edgemat.sim.simulator import Simulator, onnx_trace
 from edgemat.verification.isolated import onnx_session
 
 Codes = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Sequences of one length, each of which begins with the initial states.
+
+    Attributes:
+        codes: int64 input codes [T, N, ...] of N sequences of T steps by code tensor name.
+        values: The float inputs by input name where the caller has them, [T, N, ...], too.
+    """
+
+    codes: Codes
+    values: Codes | None = None
+
+    @property
+    def steps(self) -> int:
+        """T."""
+        return int(next(iter(self.codes.values())).shape[0])
+
+    @property
+    def count(self) -> int:
+        """N."""
+        return int(next(iter(self.codes.values())).shape[1])
 
 
 class Backend(ABC):
@@ -39,15 +64,15 @@ class Backend(ABC):
         return self.run(graph, codes, None)
 
     @abstractmethod
-    def run_sequence(self, graph: Graph, codes: Codes, values: Codes | None) -> Codes:
-        """Output codes [T, N, ...] of N sequences of T steps, and what the states hold by `State.output`.
+    def run_sequences(self, graph: Graph, batches: Sequence[Batch]) -> list[Codes]:
+        """Of each batch the output codes [T, N, ...], and what the states hold by `State.output`.
 
-        `codes` and `values` are [T, N, ...], too. Further tensors may be among the result.
+        Further tensors may be among the result. Generated code is compiled once and runs one batch behind the other.
         """
 
-    def trace_sequence(self, graph: Graph, codes: Codes) -> Codes:
-        """`run_sequence` with every tensor this backend can show."""
-        return self.run_sequence(graph, codes, None)
+    def trace_sequences(self, graph: Graph, batches: Sequence[Batch]) -> list[Codes]:
+        """`run_sequences` with every tensor this backend can show."""
+        return self.run_sequences(graph, batches)
 
     def run_isolated(self, graph: Graph, codes: Codes) -> Codes | None:
         """Output codes of a graph `isolated` made, or None where the backend knows the whole network only."""
@@ -62,8 +87,9 @@ class Reference(Backend):
     def run(self, graph: Graph, codes: Codes, values: Codes | None) -> Codes:
         return reference.run(graph, codes)
 
-    def run_sequence(self, graph: Graph, codes: Codes, values: Codes | None) -> Codes:
-        return reference.run_sequence(graph, codes, [*graph.outputs, *(state.output for state in graph.states)])
+    def run_sequences(self, graph: Graph, batches: Sequence[Batch]) -> list[Codes]:
+        names = [*graph.outputs, *(state.output for state in graph.states)]
+        return [reference.run_sequence(graph, batch.codes, names) for batch in batches]
 
 
 class Onnx(Backend):
@@ -100,7 +126,10 @@ class Onnx(Backend):
                 made[tensor_name] = np.where(rows[name] == made[tensor_name], made[tensor_name], rows[name])
         return made
 
-    def run_sequence(self, graph: Graph, codes: Codes, values: Codes | None) -> Codes:
+    def run_sequences(self, graph: Graph, batches: Sequence[Batch]) -> list[Codes]:
+        return [self._run_batch(graph, batch.codes, batch.values) for batch in batches]
+
+    def _run_batch(self, graph: Graph, codes: Codes, values: Codes | None) -> Codes:
         stock = session.open_session(session.copy(graph.model))
         wanted = [*graph.output_names, *(state.output for state in graph.states)]
         simulator, from_values = Simulator(graph), Simulator(graph)
@@ -130,13 +159,15 @@ class Onnx(Backend):
     def trace(self, graph: Graph, codes: Codes) -> Codes:
         return onnx_trace(graph, codes)
 
-    def trace_sequence(self, graph: Graph, codes: Codes) -> Codes:
-        samples = next(iter(codes.values())).shape[1]
-        held, parts = reference.initial_states(graph, samples), []
-        for step in range(next(iter(codes.values())).shape[0]):
-            parts.append(onnx_trace(graph, {**held, **{name: array[step] for name, array in codes.items()}}))
-            held = reference.next_states(graph, parts[-1])
-        return {name: np.stack([part[name] for part in parts]) for name in parts[0]}
+    def trace_sequences(self, graph: Graph, batches: Sequence[Batch]) -> list[Codes]:
+        made = []
+        for batch in batches:
+            held, parts = reference.initial_states(graph, batch.count), []
+            for step in range(batch.steps):
+                parts.append(onnx_trace(graph, {**held, **{name: array[step] for name, array in batch.codes.items()}}))
+                held = reference.next_states(graph, parts[-1])
+            made.append({name: np.stack([part[name] for part in parts]) for name in parts[0]})
+        return made
 
     def run_isolated(self, graph: Graph, codes: Codes) -> Codes | None:
         found = onnx_session(graph).run(graph.outputs, session.feed_codes(graph, codes))
@@ -183,7 +214,10 @@ class Torch(Backend):
             for i, name in enumerate(graph.outputs)
         }
 
-    def run_sequence(self, graph: Graph, codes: Codes, values: Codes | None) -> Codes:
+    def run_sequences(self, graph: Graph, batches: Sequence[Batch]) -> list[Codes]:
+        return [self._run_batch(graph, batch.codes, batch.values) for batch in batches]
+
+    def _run_batch(self, graph: Graph, codes: Codes, values: Codes | None) -> Codes:
         import torch
 
         module = self._module
@@ -271,17 +305,14 @@ class Mcu(Backend):
 
         return mcu.run_host(graph, codes, trace=True)
 
-    def run_sequence(self, graph: Graph, codes: Codes, values: Codes | None) -> Codes:
+    def run_sequences(self, graph: Graph, batches: Sequence[Batch], trace: bool = False) -> list[Codes]:
         from edgemat.targets.mcu.host import HostProgram
 
-        with HostProgram(graph) as program:
-            return program.run_sequence(codes)
+        with HostProgram(graph, trace=trace) as program:
+            return [program.run_sequence(batch.codes) for batch in batches]
 
-    def trace_sequence(self, graph: Graph, codes: Codes) -> Codes:
-        from edgemat.targets.mcu.host import HostProgram
-
-        with HostProgram(graph, trace=True) as program:
-            return program.run_sequence(codes)
+    def trace_sequences(self, graph: Graph, batches: Sequence[Batch]) -> list[Codes]:
+        return self.run_sequences(graph, batches, trace=True)
 
 
 class Emulated(Backend):
@@ -306,16 +337,20 @@ class Emulated(Backend):
 
         return emulator.emulate(graph, codes, self._machine, trace=True).codes
 
-    def run_sequence(self, graph: Graph, codes: Codes, values: Codes | None, trace: bool = False) -> Codes:
+    def run_sequences(self, graph: Graph, batches: Sequence[Batch], trace: bool = False) -> list[Codes]:
         from edgemat.targets.mcu import emulator
         from edgemat.targets.sequences import by_step, in_order
 
-        flat, resets = in_order(codes)
+        ordered = [in_order(batch.codes) for batch in batches]
+        flat = {name: np.concatenate([codes[name] for codes, _ in ordered]) for name in ordered[0][0]}
+        resets = np.concatenate([begins for _, begins in ordered])
         found = emulator.emulate(graph, flat, self._machine, trace=trace, resets=resets).codes
-        return by_step(found, next(iter(codes.values())).shape[0])
+        ends = np.cumsum([batch.steps * batch.count for batch in batches])[:-1]
+        parts = {name: np.split(array, ends) for name, array in found.items()}
+        return [by_step({name: parts[name][i] for name in parts}, batch.steps) for i, batch in enumerate(batches)]
 
-    def trace_sequence(self, graph: Graph, codes: Codes) -> Codes:
-        return self.run_sequence(graph, codes, None, trace=True)
+    def trace_sequences(self, graph: Graph, batches: Sequence[Batch]) -> list[Codes]:
+        return self.run_sequences(graph, batches, trace=True)
 
 
 class Hls(Backend):
@@ -346,13 +381,13 @@ class Hls(Backend):
 
         return hls.run_csim(graph, codes, io=self._io, trace=True)
 
-    def run_sequence(self, graph: Graph, codes: Codes, values: Codes | None) -> Codes:
+    def run_sequences(self, graph: Graph, batches: Sequence[Batch]) -> list[Codes]:
         from edgemat.targets.hls.plan import Plan
         from edgemat.targets.hls.simulation import Simulation
 
         # The states are seen in a traced build only; the trace changes no statement of the model.
         with Simulation(graph, Plan(io=self._io), trace=True) as simulation:
-            return simulation.run_sequence(codes)
+            return [simulation.run_sequence(batch.codes) for batch in batches]
 
 
 NAMES = ("reference", "torch", "onnx", "hls", "hls:parallel", "hls:stream", "mcu", "mcu:cortex-m4", "mcu:rv32imc")

@@ -55,12 +55,13 @@ class Report:
 
     Attributes:
         samples: Samples each full backend ran, corner vectors included; of a file with states: sequences.
-        corners: How many of them are corner vectors.
+        corners: How many of them are corner vectors, or corner sequences.
         backends: Row by backend name.
         first_mismatch: The first difference, or None.
         overflow_proved: Whether every accumulator is proved to hold its sums.
         ties: Fused requantisations whose ties (and their neighbours) occurred, of all that have any.
-        steps: Steps of each sequence, of a file with recurrent states; else 0.
+        steps: Steps of each sequence that is no corner sequence, of a file with recurrent states; else 0.
+        corner_steps: Steps of each corner sequence; 0 where none ran.
     """
 
     samples: int
@@ -70,6 +71,7 @@ class Report:
     overflow_proved: bool
     ties: tuple[int, int]
     steps: int = 0
+    corner_steps: int = 0
 
     @property
     def ok(self) -> bool:
@@ -85,6 +87,7 @@ class Report:
             "samples": self.samples,
             "corners": self.corners,
             "steps": self.steps,
+            "corner_steps": self.corner_steps,
             "backends": {
                 name: {
                     "status": row.status,
@@ -116,7 +119,9 @@ class Report:
 
         title = f"{self.samples} samples, {self.corners} of them corner vectors"
         if self.steps:
-            title = f"{self.samples} sequences of {self.steps} steps, {self.corners} of them of corner vectors"
+            title = f"{_counted(self.samples - self.corners, 'sequence')} of {_counted(self.steps, 'step')}, "
+            beside = f"{_counted(self.corners, 'corner sequence')} of {_counted(self.corner_steps, 'step')}"
+            title += beside if self.corners else "no corner sequences"
         table = Table(title=title)
         for column in ("backend", "status"):
             table.add_column(column)
@@ -142,3 +147,7 @@ class Report:
                 f"expected {first.expected}, found {first.found}."
             )
         return Group(table, *(Text(line) for line in lines))
+
+
+def _counted(number: int, thing: str) -> str:
+    return f"{number} {thing}{'' if number == 1 else 's'}"

@@ -30,6 +30,7 @@ def verify(
     *,
     samples: int | None = None,
     steps: int | None = None,
+    corner_steps: int | None = None,
     backends: Sequence[str] | None = None,
     codes: bool = False,
     module: Any = None,
@@ -38,7 +39,8 @@ def verify(
     """Runs the same inputs through every backend and compares integer codes for equality.
 
     Corner vectors (rails, extremes, ties) are added to whatever is given. A file with recurrent states is run on whole
-    sequences; what its states hold is compared at every step, as its outputs are.
+    sequences; what its states hold is compared at every step, as its outputs are. Corner sequences are short ones of
+    their own beside them.
 
     Args:
         path: A lowered file.
@@ -46,6 +48,8 @@ def verify(
             states: sequences [T, N, ...].
         samples: Without `inputs`: how many random samples to draw (default 64; sequences: 4).
         steps: Without `inputs`, for a file with states: how many steps a sequence has (default 256).
+        corner_steps: For a file with states: how many steps a corner sequence has (default 32, or those of the other
+            sequences if they are shorter); 0 leaves corner sequences out.
         backends: Names (`NAMES`); by default reference, onnx, hls and mcu, those missing here reported as unavailable.
             A backend asked for by name that cannot run is an error.
         codes: `inputs` holds integer codes.
@@ -58,7 +62,8 @@ def verify(
     Raises:
         ToolchainError: if a backend asked for by name cannot run here.
         FormatError: for inputs that do not fit the model.
-        EdgematError: for an unknown backend, both `inputs` and `samples` or `steps`, or `steps` without states.
+        EdgematError: for an unknown backend, both `inputs` and `samples` or `steps`, or `steps` or `corner_steps`
+            without states.
     """
     if inputs is not None and samples is not None:
         raise EdgematError("inputs and samples exclude each other; pass one of them")
@@ -67,10 +72,13 @@ def verify(
     for label, given in (("samples", samples), ("steps", steps)):
         if given is not None and given < 1:
             raise EdgematError(f"{label} is {given}, expected at least 1")
+    if corner_steps is not None and corner_steps < 0:
+        raise EdgematError(f"corner_steps is {corner_steps}, expected at least 1, or 0 for no corner sequences")
     graph = path if isinstance(path, Graph) else read(path)
     recurrent = bool(graph.states)
-    if steps is not None and not recurrent:
-        raise EdgematError(f"steps is {steps}, expected none for {graph.name!r}, which has no recurrent states")
+    for label, given in (("steps", steps), ("corner_steps", corner_steps)):
+        if given is not None and not recurrent:
+            raise EdgematError(f"{label} is {given}, expected none for {graph.name!r}, which has no recurrent states")
     asked = backends is not None
     names = list(dict.fromkeys(backends if backends is not None else rooms.DEFAULT))
     if module is not None and "torch" not in names:
@@ -79,17 +87,16 @@ def verify(
         raise EdgematError(f"no backend was named, expected some of {', '.join(rooms.NAMES)}")
     chosen = [rooms.make(name, module) for name in names]
     if recurrent:
-        feeds, values, corner_count = sequences.make_sequences(graph, inputs, steps, samples, codes, seed)
-        met = sequences.ties_in(graph, feeds)
+        batches = sequences.make_batches(graph, inputs, steps, samples, corner_steps, codes, seed)
+        met = sequences.ties_in(graph, batches)
+        counts = [batch.count for batch in batches]
+        total, corner_count, lengths = sum(counts), sum(counts[1:]), [batch.steps for batch in batches]
     else:
         feeds, values, corner_count, met = _inputs(graph, inputs, samples, codes, seed)
-    length, total = next(iter(feeds.values())).shape[:2] if recurrent else (0, len(next(iter(feeds.values()))))
+        batches, total, lengths = [rooms.Batch(feeds, values)], len(next(iter(feeds.values()))), []
     with _progress(len(chosen) + 1) as advance:
         advance("reference")
-        if recurrent:
-            expected = reference.run_sequence(graph, feeds, sequences.compared(graph))
-        else:
-            expected = reference.run(graph, feeds)
+        expected = _expected(graph, batches)
         apart = isolated(graph)
         truth = None if apart is None else reference.run(*apart)
         rows: dict[str, BackendResult] = {}
@@ -102,12 +109,18 @@ def verify(
                     raise ToolchainError(f"backend {backend.name!r} cannot run: {reason}")
                 rows[backend.name] = BackendResult(UNAVAILABLE, reason=reason)
                 continue
-            run = backend.run_sequence if recurrent else backend.run
-            found = expected if backend.name == "reference" else run(graph, feeds, values)
-            rows[backend.name] = _compare(expected, found)
+            if backend.name == "reference":
+                found = expected
+            elif recurrent:
+                found = backend.run_sequences(graph, batches)
+            else:
+                found = [backend.run(graph, feeds, values)]
+            rows[backend.name] = _sum([_compare(*pair) for pair in zip(expected, found, strict=True)])
             if rows[backend.name].status == MISMATCH:
-                locate = sequences.locate if recurrent else _locate
-                at = locate(graph, backend, feeds, expected, found)
+                if recurrent:
+                    at = sequences.locate(graph, backend, batches, expected, found)
+                else:
+                    at = _locate(graph, backend, feeds, expected[0], found[0])
                 if first is None or at[0] < first[0]:
                     first = at
                 continue
@@ -115,13 +128,21 @@ def verify(
                 continue
             alone = truth if backend.name == "reference" else backend.run_isolated(*apart)
             if alone is not None:
-                rows[backend.name] = _sum(rows[backend.name], _compare(truth, alone))
+                rows[backend.name] = _sum([rows[backend.name], _compare(truth, alone)])
             if alone is not None and rows[backend.name].status == MISMATCH:
                 at = _locate_isolated(graph, backend.name, truth, alone)
                 if first is None or at[0] < first[0]:
                     first = at
     proved = all(call.bounds.magnitude < 1 << 63 for call in graph.nodes)
-    return Report(total, corner_count, rows, None if first is None else first[1], proved, met, length)
+    return Report(total, corner_count, rows, None if first is None else first[1], proved, met, *lengths)
+
+
+def _expected(graph: Graph, batches: Sequence[rooms.Batch]) -> list[dict[str, np.ndarray]]:
+    """The reference's codes of each batch."""
+    if not graph.states:
+        return [reference.run(graph, batch.codes) for batch in batches]
+    names = sequences.compared(graph)
+    return [reference.run_sequence(graph, batch.codes, names) for batch in batches]
 
 
 def _inputs(
@@ -200,10 +221,10 @@ def _locate(
     return len(order), Mismatch(backend.name, name, [sample], int(expected[name].flat[0]), 0)
 
 
-def _sum(a: BackendResult, b: BackendResult) -> BackendResult:
-    """Both comparisons as one row."""
-    mismatches = a.mismatches + b.mismatches
-    return BackendResult(MISMATCH if mismatches else EXACT, a.compared + b.compared, mismatches, a.reason or b.reason)
+def _sum(parts: Sequence[BackendResult]) -> BackendResult:
+    """All comparisons as one row."""
+    mismatches = sum(part.mismatches for part in parts)
+    return BackendResult(MISMATCH if mismatches else EXACT, sum(part.compared for part in parts), mismatches)
 
 
 def _locate_isolated(

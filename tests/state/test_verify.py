@@ -6,6 +6,7 @@ import importlib
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,11 +15,14 @@ from torch import Tensor, nn
 import edgemat
 from edgemat.errors import EdgematError, FormatError
 from edgemat.lower import read
+from edgemat.lower.graph import Graph
 from edgemat.sim import reference
 from edgemat.sim.simulator import Simulator
 from edgemat.targets.mcu import library as mcu_library
+from edgemat.verification import backends as rooms
+from edgemat.verification.corners import corner_codes
 from edgemat.verification.report import Report
-from edgemat.verification.sequences import compared, make_sequences
+from edgemat.verification.sequences import compared, make_batches
 from tests.state.cells import Leaky, made, needs
 
 hls_project = importlib.import_module("edgemat.targets.hls.project")  # the package has a function of that name
@@ -34,10 +38,10 @@ def row(report: Report, backend: str) -> tuple[str, int]:
 def test_torch_and_onnxruntime_keep_the_codes_of_hundreds_of_steps(files: Files, cell: str) -> None:
     module, path = files[cell]
     report = edgemat.verify(path, module=module, backends=["reference", "torch", "onnx"], steps=256, samples=2)
-    assert report.ok and report.steps == 256 and report.corners >= 2
+    assert report.ok and (report.steps, report.corner_steps) == (256, 32) and report.corners >= 2
     graph = read(path)
     sizes = [*(graph.tensors[name].size for name in graph.outputs), *(state.size for state in graph.states)]
-    assert report.backends["torch"].compared == 256 * report.samples * sum(sizes)
+    assert report.backends["torch"].compared == (256 * 2 + 32 * report.corners) * sum(sizes)
 
 
 @pytest.mark.parametrize("backend", BACKENDS[1:])
@@ -68,15 +72,64 @@ def test_what_does_not_fit_is_refused(files: Files, tmp_path: Path) -> None:
         edgemat.verify(path, np.zeros((2, 2, 5), np.float32), steps=3)
     with pytest.raises(EdgematError, match="steps is 0"):
         edgemat.verify(path, steps=0)
+    with pytest.raises(EdgematError, match="corner_steps is -1, expected at least 1, or 0 for no corner sequences"):
+        edgemat.verify(path, corner_steps=-1)
 
 
 def test_corner_sequences_reach_the_rails_of_the_state(files: Files) -> None:
     graph = read(files["Leaky"][1])
-    feeds, _, corners = make_sequences(graph, None, None, None, False, 0)
-    assert next(iter(feeds.values())).shape[:2] == (256, 4 + corners)
+    drawn, corners = make_batches(graph, None, None, None, None, False, 0)
+    assert (drawn.steps, drawn.count, corners.steps) == (256, 4, 32)
     (state,) = graph.states
-    held = reference.run_sequence(graph, feeds, compared(graph))[state.output]
-    assert (held[:, -corners:].min(), held[:, -corners:].max()) == state.format.rails
+    held = reference.run_sequence(graph, corners.codes, compared(graph))[state.output]
+    assert (held.min(), held.max()) == state.format.rails
+
+
+@pytest.mark.parametrize("length", [1, 3, 32, 2000])
+def test_every_corner_vector_is_held_and_comes_in_a_random_order(files: Files, length: int) -> None:
+    graph = read(files["Leaky"][1])
+    _, corners = make_batches(graph, None, 5, 1, length, False, 0)
+    assert corners.steps == length
+    (vectors,) = corner_codes(graph, 0)[0].values()
+    (codes,) = corners.codes.values()
+    for vector in vectors:
+        assert (codes == vector).all(axis=2).sum() >= min(8, length) + 1
+
+
+def test_the_length_of_corner_sequences_is_their_own(files: Files) -> None:
+    module, path = files["Leaky"]
+    values = np.random.default_rng(0).normal(0, 2, (300, 1, 5)).astype(np.float32)
+    names, sizes = ["torch", "onnx"], 3 + 5
+    for asked, ran in ((None, 32), (40, 40), (0, 0)):
+        report = edgemat.verify(path, values, module=module, backends=names, corner_steps=asked)
+        assert report.ok and (report.steps, report.corner_steps) == (300, ran)
+        assert (report.corners == 0) == (ran == 0) and report.samples == 1 + report.corners
+        assert report.backends["torch"].compared == (300 + ran * report.corners) * sizes
+        title = str(report.render().renderables[0].title)  # type: ignore[union-attr, attr-defined]
+        beside = f"{report.corners} corner sequences of {ran} steps" if ran else "no corner sequences"
+        assert title == f"1 sequence of 300 steps, {beside}"
+        assert report.to_dict()["corner_steps"] == ran
+    assert edgemat.verify(path, values[:4], backends=["onnx"]).corner_steps == 4
+
+
+@pytest.mark.parametrize("backend", ["onnx", "mcu", "mcu:cortex-m4"])
+def test_a_difference_in_a_corner_sequence_is_found_and_counted_on(
+    files: Files, monkeypatch: pytest.MonkeyPatch, backend: str
+) -> None:
+    needs(backend)
+    room = rooms.make(backend, None)
+    run = type(room).run_sequences
+
+    def changed(self: rooms.Backend, graph: Graph, batches: list[rooms.Batch], **options: Any) -> list[Any]:
+        found = run(self, graph, batches, **options)
+        found[1][graph.outputs[0]][7, 1, 2] ^= 1
+        return found
+
+    monkeypatch.setattr(type(room), "run_sequences", changed)
+    report = edgemat.verify(files["Leaky"][1], backends=[backend], steps=9, samples=3)
+    first = report.first_mismatch
+    assert not report.ok and first is not None and report.backends[backend].mismatches == 1
+    assert (first.step, first.index) == (7, [3 + 1, 2])
 
 
 # -- controls: a state handled wrongly is found -----------------------------------------------------------------------
