@@ -15,6 +15,7 @@ from dataclasses import replace
 import numpy as np
 
 from edgemat.body import Body, Coded
+from edgemat.codes import Codes
 from edgemat.formats import accumulator, holds_codes, uniform
 from edgemat.op import Attr, Bounds, Call, Cost, Epilogue, Native, Op, Result, Tensor
 from edgemat.ops.accumulation import (
@@ -23,6 +24,7 @@ from edgemat.ops.accumulation import (
     exact_matmul,
     input_shifts,
     shifted_weights,
+    stored_bounds,
     sum_bounds,
     term_bounds,
 )
@@ -42,6 +44,15 @@ def weight_fracs(call: Call, channels: int, key: str = "w_format") -> np.ndarray
 
 def check_weights(call: Call, biased: bool) -> None:
     """Weights are constants inside `w_format`; the bias lies on the accumulator's grid and fits 32 bits."""
+    stored = plain_stored(call)
+    if stored is not None:
+        fmt = call.format_attr("w_format")
+        lo, hi = stored.survey.lo, stored.survey.hi
+        if not (fmt.min_code <= lo and hi <= fmt.max_code):
+            raise call.refuse(f"weight codes {lo} to {hi} do not fit {fmt}", "retrain or widen the weights' format")
+        if biased:
+            check_bias(call, stored.shape[0])
+        return
     codes = call.constant(1)
     if codes is None:
         raise call.refuse("its weights are not an initializer", "only constant weights can be deployed")
@@ -58,12 +69,31 @@ def check_weights(call: Call, biased: bool) -> None:
     check_digits(call, codes)
     if not biased:
         return
-    bias = call.constant(2)
-    if bias is None:
-        raise call.refuse("its bias is not an initializer", "only constant biases can be deployed")
     outputs = codes.shape[0]
     if call.op.name == "ConvTranspose":
         outputs = codes.shape[1] * call.attrs["groups"] if codes.ndim > 1 else 0
+    check_bias(call, outputs)
+
+
+def plain_stored(call: Call) -> Codes | None:
+    """The weights of a Linear that stay in their file, where their interval and row sums say all that is asked of them:
+    one width, no digits stated, multiplied by codes of one binary point as they are."""
+    stored = call.stored(1)
+    if stored is None or call.op.name != "Linear" or stored.ndim != 2 or call.attrs.get("khot") is not None:
+        return None
+    fmt, x = call.format_attr("w_format"), call.x[0]
+    if fmt.bipolar or fmt.widths is not None or x.format.per_channel:
+        return None
+    if len(x.shape) > 2 and len(uniform(fmt.fracs)) > 1:
+        return None
+    return stored
+
+
+def check_bias(call: Call, outputs: int) -> None:
+    """A bias is constant and has one code of 32 bits for each output."""
+    bias = call.constant(2)
+    if bias is None:
+        raise call.refuse("its bias is not an initializer", "only constant biases can be deployed")
     if bias.shape != (outputs,):
         raise call.refuse(f"a bias of shape {bias.shape} for {outputs} outputs", "expected one code per output")
     if int(bias.min()) < -(1 << 31) or int(bias.max()) >= 1 << 31:
@@ -129,30 +159,51 @@ class Linear(Op):
         return w, b, uniform(tuple(fracs.tolist()))
 
     def bounds(self, call: Call) -> Bounds:
+        stored = plain_stored(call)
+        if stored is not None:
+            fracs = self._stored_fracs(call, stored)
+            return prove(call, stored_bounds(stored, call.x[0].lo, call.x[0].hi, call.constant(2)), fracs)
         w, b, fracs = self._aligned(call)
         lows, highs = call.x[0].channel_intervals()
         if lows.size > 1 and lows.size == w.shape[1]:
             return prove(call, term_bounds(w, lows, highs, b), fracs)
         return prove(call, sum_bounds(w, call.x[0].lo, call.x[0].hi, b), fracs)
 
+    def _stored_fracs(self, call: Call, stored: Codes) -> tuple[int, ...]:
+        """The accumulator's fractions where the weights stay in their file."""
+        check_weights(call, len(call.x) > 2)
+        fracs = weight_fracs(call, stored.shape[0]) + call.x[0].format.finest
+        check_bias_grid(call, fracs)
+        return uniform(tuple(fracs.tolist()))
+
     def infer(self, call: Call) -> tuple[Result, ...]:
         x = call.x[0]
-        w, _, fracs = self._aligned(call)
-        if len(x.shape) < 2 or x.shape[-1] != w.shape[1]:
-            raise call.refuse(f"input of shape {x.shape} with weights {w.shape}", "the last axes must agree")
+        stored = plain_stored(call)
+        if stored is not None:
+            shape, fracs = stored.shape, self._stored_fracs(call, stored)
+        else:
+            w, _, fracs = self._aligned(call)
+            shape = w.shape
+        if len(x.shape) < 2 or x.shape[-1] != shape[1]:
+            raise call.refuse(f"input of shape {x.shape} with weights {shape}", "the last axes must agree")
         lo, hi = call.bounds.final
-        return (Result((*x.shape[:-1], w.shape[0]), accumulator(lo, hi, fracs), lo, hi),)
+        return (Result((*x.shape[:-1], shape[0]), accumulator(lo, hi, fracs), lo, hi),)
 
     def compute(self, call: Call, *x: np.ndarray) -> np.ndarray:
-        w, b, _ = self._aligned(call)
-        out = exact_matmul(x[0], w.T, call.bounds.magnitude)
+        stored = plain_stored(call)
+        if stored is not None:
+            rows = [exact_matmul(x[0], block.T, call.bounds.magnitude) for block in stored.blocks()]
+            out, b = np.concatenate(rows, axis=-1), call.constant(2)
+        else:
+            w, b, _ = self._aligned(call)
+            out = exact_matmul(x[0], w.T, call.bounds.magnitude)
         return out if b is None else out + b
 
     def emit(self, body: Body, call: Call, *x: Coded) -> Coded:
-        w, _, _ = self._aligned(call)
+        stored = plain_stored(call)
         weight, bias = x[1], x[2] if len(x) > 2 else None
         data = x[0]
-        if integer_kernel_is_safe(call, w):
+        if integer_kernel_is_safe(call, self._aligned(call)[0] if stored is None else stored):
             product = body.op(
                 "MatMulInteger",
                 data.value,
@@ -160,7 +211,7 @@ class Linear(Op):
             )
             acc = Coded(product, np.dtype(np.int32))
             return acc if bias is None else body.binary("Add", acc, body.cast(bias, np.int32))
-        shifts = self._shifts(call)
+        shifts = self._shifts(call) if stored is None else None
         if shifts is not None:
             weight = emit_shifted_weights(body, weight, shifts)
             if bias is not None and len(call.x[0].shape) > 2:
@@ -175,12 +226,10 @@ class Linear(Op):
     def _kernel(self, call: Call) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
         """Weights and bias of a native kernel, and left shifts of its sums, [O] or None."""
         w, b, _ = self._aligned(call)
-        own = call.constant(1)
+        own, shifts = call.constant(1), self._shifts(call)
         assert own is not None
-        if len(call.x[0].shape) < 3 or w is own or "ternary" not in sign_params(call, own):
+        if len(call.x[0].shape) < 3 or shifts is None or "ternary" not in sign_params(call, own):
             return w, b, None
-        shifts = self._shifts(call)
-        assert shifts is not None
         return own, call.constant(2), shifts[:, 0]
 
     def native(self, call: Call) -> Native:
@@ -357,7 +406,7 @@ def check_bias_grid(call: Call, fracs: np.ndarray) -> None:
         )
 
 
-def integer_kernel_is_safe(call: Call, weights: np.ndarray) -> bool:
+def integer_kernel_is_safe(call: Call, weights: np.ndarray | Codes) -> bool:
     """Whether MatMulInteger of u8 x s8 is exact on every x86 CPU.
 
     Without VNNI its kernel adds pairs of products in saturating 16-bit arithmetic, so the largest code times the two
@@ -365,9 +414,11 @@ def integer_kernel_is_safe(call: Call, weights: np.ndarray) -> bool:
     """
     x = call.x[0]
     fmt = call.format_attr("w_format")
-    if x.dtype != np.uint8 or fmt.width > 8 or not fmt.signed or weights is not call.constant(1):
+    if x.dtype != np.uint8 or fmt.width > 8 or not fmt.signed:
         return False
-    if call.bounds.magnitude >= 1 << 31:
+    if weights is not call.constants.held[1] or call.bounds.magnitude >= 1 << 31:
         return False
+    if isinstance(weights, Codes):
+        return weights.survey.pair * x.hi <= 32767
     top = np.sort(np.abs(weights), axis=1)[:, -2:].sum(axis=1)
     return int(top.max()) * x.hi <= 32767
