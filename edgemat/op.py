@@ -10,7 +10,7 @@ Every operator computes exactly. Narrowing is the *epilogue*: a Requantize writt
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -19,6 +19,7 @@ import numpy as np
 
 from edgemat import formats
 from edgemat.body import Body, Coded
+from edgemat.codes import Codes, Constants
 from edgemat.errors import FormatError, LoweringError
 from edgemat.formats import Fixed
 from edgemat.narrowing import (
@@ -258,13 +259,13 @@ class Call:
         name: str,
         x: Sequence[Tensor],
         attrs: dict[str, Any],
-        constants: dict[int, np.ndarray] | None = None,
+        constants: Mapping[int, np.ndarray | Codes] | None = None,
         outputs: Sequence[str] = ("y",),
     ) -> None:
         self.op = op
         self.name = name
         self.x = tuple(x)
-        self.constants = constants or {}
+        self.constants: Constants[int] = Constants(constants)
         self.inputs = tuple(t.name for t in self.x)
         self.outputs = tuple(outputs)
         self.attrs = op.check_attrs(name, attrs)
@@ -276,6 +277,10 @@ class Call:
     def constant(self, index: int) -> np.ndarray | None:
         """int64 codes of input `index` when it is a constant, else None."""
         return self.constants.get(index)
+
+    def stored(self, index: int) -> Codes | None:
+        """The codes of input `index` where it is a constant that stays in its file, else None."""
+        return self.constants.stored(index)
 
     def format_attr(self, key: str) -> Fixed:
         """Parses the attribute `key` as a format with a stated binary point.

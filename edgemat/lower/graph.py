@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
+from edgemat.codes import Codes, Constants
 from edgemat.lower.states import State, pair_states
 from edgemat.op import Call, Tensor
 
@@ -36,7 +37,7 @@ class Graph:
     output_names: list[str]
     nodes: list[Call]
     tensors: dict[str, Tensor]
-    constants: dict[str, np.ndarray]
+    constants: Constants[str]
     quantizers: dict[str, Call]
     model: ir.Model = field(repr=False)
     states: list[State] = field(default_factory=list)
@@ -55,10 +56,10 @@ def view(model: ir.Model, calls: list[Call]) -> Graph:
     quantizers: dict[str, Call] = {}
     nodes: list[Call] = []
     tensors: dict[str, Tensor] = {}
-    constants: dict[str, np.ndarray] = {}
+    constants: dict[str, np.ndarray | Codes] = {}
     dequantized: dict[str, str] = {}
     for call in calls:
-        for index, codes in call.constants.items():
+        for index, codes in call.constants.held.items():
             constants[call.inputs[index]] = codes
         if call.op.name == "Dequantize":
             dequantized[call.outputs[0]] = call.inputs[0]
@@ -70,7 +71,7 @@ def view(model: ir.Model, calls: list[Call]) -> Graph:
         if call.op.name == "Quantize":
             quantizers[call.inputs[0]] = call
         elif call.op.name == "Literal":
-            constants[call.outputs[0]] = call.constants[0]
+            constants[call.outputs[0]] = call.constants.held[0]
         elif call.op.name != "State":
             nodes.append(call)
     graph = model.graph
@@ -86,7 +87,7 @@ def view(model: ir.Model, calls: list[Call]) -> Graph:
         output_names,
         nodes,
         tensors,
-        constants,
+        Constants(constants),
         quantizers,
         model,
         states,

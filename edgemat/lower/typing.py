@@ -11,6 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgemat.body import DOMAIN
+from edgemat.codes import Codes
 from edgemat.errors import FormatError, LoweringError, UnsupportedOpError
 from edgemat.formats import Fixed
 from edgemat.op import MAX_ELEMENTS, REAL, Call, Tensor
@@ -18,6 +19,8 @@ from edgemat.ops import BY_NAME
 
 META = "edgemat"
 CALL = "edgemat_call"
+STORED = "edgemat_codes"
+"""Where an initializer whose codes stay in a data file keeps its `Codes`."""
 INFORMATIVE = ("x_formats", "y_formats", "y_ranges")
 _CARRIERS = {"int8": (8, True), "uint8": (8, False), "int32": (32, True), "int64": (64, True)}
 
@@ -27,8 +30,11 @@ def type_of(value: ir.Value) -> Tensor | None:
     return value.meta.get(META)
 
 
-def constant_codes(value: ir.Value) -> np.ndarray | None:
-    """int64 codes of an initializer, or of a Literal node's output; None for variables."""
+def constant_codes(value: ir.Value) -> np.ndarray | Codes | None:
+    """int64 codes of an initializer, or of a Literal node's output; None for variables.
+
+    Codes in a data file stay there.
+    """
     producer = value.producer()
     if producer is not None:
         if producer.domain == DOMAIN and producer.op_type == "Literal" and producer.inputs[0] is not None:
@@ -36,6 +42,9 @@ def constant_codes(value: ir.Value) -> np.ndarray | None:
         return None
     if value.const_value is None:
         return None
+    stored: Codes | None = value.meta.get(STORED)
+    if stored is not None:
+        return stored
     try:
         array = value.const_value.numpy()
     except Exception as error:
@@ -47,7 +56,10 @@ def constant_codes(value: ir.Value) -> np.ndarray | None:
     return array.astype(np.int64)
 
 
-def _constant_tensor(value: ir.Value, codes: np.ndarray) -> Tensor:
+def _constant_tensor(value: ir.Value, codes: np.ndarray | Codes) -> Tensor:
+    if isinstance(codes, Codes):
+        width, signed = _CARRIERS[codes.dtype.name]
+        return Tensor(value.name or "", codes.shape, Fixed(width, width, signed), codes.survey.lo, codes.survey.hi)
     assert value.const_value is not None
     width, signed = _CARRIERS[value.const_value.numpy().dtype.name]
     if codes.size == 0:
@@ -81,7 +93,7 @@ def call_of(node: ir.Node) -> Call:
             f"node {node.name!r} is {kind}, expected one of edgemat's operators; `edgemat ops` lists them"
         )
     types: list[Tensor] = []
-    constants: dict[int, np.ndarray] = {}
+    constants: dict[int, np.ndarray | Codes] = {}
     for index, value in enumerate(node.inputs):
         if value is None:
             raise LoweringError(f"node {node.name!r} ({op.name}): input {index} is missing")

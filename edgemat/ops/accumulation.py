@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from edgemat.body import Body, Coded
+from edgemat.codes import Codes
 from edgemat.op import Bounds, Call, carrier_for
 
 
@@ -21,13 +22,25 @@ def sum_bounds(weights: np.ndarray, lo: int, hi: int, bias: np.ndarray | None) -
         hi: Largest code of x.
         bias: [rows] int64 codes, or None.
     """
-    rows, terms = weights.shape
-    largest = int(np.abs(weights).max(initial=0)) * max(abs(lo), abs(hi), 1) * max(terms, 1)
+    largest = int(np.abs(weights).max(initial=0)) * max(abs(lo), abs(hi), 1) * max(weights.shape[1], 1)
     kind = np.dtype(np.int64) if largest < 1 << 61 else np.dtype(object)
     positive = np.maximum(weights, 0).astype(kind).sum(axis=1)
     negative = np.minimum(weights, 0).astype(kind).sum(axis=1)
-    b = np.zeros(rows, kind) if bias is None else bias.astype(kind)
-    zero = np.zeros((), kind)
+    return _bounds_of_rows(positive, negative, lo, hi, bias)
+
+
+def stored_bounds(weights: Codes, lo: int, hi: int, bias: np.ndarray | None) -> Bounds:
+    """`sum_bounds` of weights that stay in their file, by the sums of their rows."""
+    found = weights.survey
+    largest = max(-found.lo, found.hi, 0) * max(abs(lo), abs(hi), 1) * (weights.size // weights.shape[0])
+    kind = np.dtype(np.int64) if largest < 1 << 61 else np.dtype(object)
+    return _bounds_of_rows(found.positive.astype(kind), found.negative.astype(kind), lo, hi, bias)
+
+
+def _bounds_of_rows(positive: np.ndarray, negative: np.ndarray, lo: int, hi: int, bias: np.ndarray | None) -> Bounds:
+    """Intervals by the sums of each row's positive and negative weights."""
+    kind, zero = positive.dtype, np.zeros((), positive.dtype)
+    b = np.zeros(len(positive), kind) if bias is None else bias.astype(kind)
     low = positive * lo + negative * hi + b
     high = positive * hi + negative * lo + b
     plo, phi = min(lo, 0), max(hi, 0)

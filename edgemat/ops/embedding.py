@@ -11,6 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 from edgemat.body import Body, Coded
+from edgemat.codes import Codes
 from edgemat.formats import holds_codes
 from edgemat.op import Attr, Call, Cost, Native, Op, Result
 from edgemat.ops.cases import constant, random_codes, tensor
@@ -25,7 +26,13 @@ class Embedding(Op):
     attributes = {"y_format": Attr(str)}
 
     def _table(self, call: Call) -> np.ndarray:
-        table, x = call.constant(1), call.x[0]
+        table = self._held(call)
+        return table.array() if isinstance(table, Codes) else table
+
+    def _held(self, call: Call) -> np.ndarray | Codes:
+        """The table, checked but not widened where it stays in its file."""
+        stored, x = call.stored(1), call.x[0]
+        table = call.constant(1) if stored is None else stored
         if table is None or table.ndim != 2 or not table.size:
             raise call.refuse(
                 f"a table of shape {None if table is None else table.shape}", "expected constant codes [rows, features]"
@@ -34,15 +41,21 @@ class Embedding(Op):
             raise call.refuse(f"indices of {x.format}", "expected whole numbers such as ufixed<8,8>")
         if len(x.shape) not in (1, 2) or not x.batched:
             raise call.refuse(f"indices of shape {x.shape}", "expected [N] or [N, T]")
-        if x.lo < 0 or x.hi >= len(table):
+        if x.lo < 0 or x.hi >= table.shape[0]:
             raise call.refuse(
-                f"indices from {x.lo} to {x.hi} for {len(table)} rows",
+                f"indices from {x.lo} to {x.hi} for {table.shape[0]} rows",
                 "state the largest index at the input: Quantize(limit=rows - 1), as edgemat.nn.QuantEmbedding does",
             )
         return table
 
     def infer(self, call: Call) -> tuple[Result, ...]:
-        table, fmt = self._table(call), call.format_attr("y_format")
+        held, fmt = self._held(call), call.format_attr("y_format")
+        if isinstance(held, Codes) and (call.x[0].lo, call.x[0].hi + 1) == (0, held.shape[0]) and not fmt.bipolar:
+            lo, hi = held.survey.lo, held.survey.hi
+            if fmt.per_channel or lo < fmt.min_code or hi > fmt.max_code:
+                raise call.refuse(f"table codes {lo} to {hi} do not fit {fmt}", "widen it")
+            return (Result((*call.x[0].shape, held.shape[1]), fmt, lo, hi),)
+        table = self._table(call)
         reached = table[call.x[0].lo : call.x[0].hi + 1]
         lo, hi = int(reached.min()), int(reached.max())
         if fmt.per_channel or not holds_codes(table, fmt):
@@ -65,7 +78,7 @@ class Embedding(Op):
         return Native({"rows": call.x[0].size, "depth": table.shape[1], "entries": len(table)}, {"table": table})
 
     def cost(self, call: Call) -> Cost:
-        return Cost(weight_bits=self._table(call).size * call.format_attr("y_format").width)
+        return Cost(weight_bits=self._held(call).size * call.format_attr("y_format").width)
 
     def cases(self) -> list[Call]:
         made = []
