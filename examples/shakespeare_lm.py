@@ -3,17 +3,19 @@
     EDGEMAT_DATA=/path/to/data python examples/shakespeare_lm.py [--size 1M] [--steps 4000] [--output build/shakespeare]
 
 The folder EDGEMAT_DATA holds tinyshakespeare/input.txt. Three models of equal size are trained: the ternary one, the
-same architecture in float, and a float transformer (--models picks some of them). Training stops and goes on: each
-model is kept in a checkpoint, and a second call with the same --output resumes it. Then the ternary model is exported
-as the step of one token, writes text, and torch, onnxruntime, the HLS C++ and the C library on an emulated
+same architecture in float, and a float transformer (--models picks some of them). Training stops with Ctrl-C and goes
+on: each model is kept in a checkpoint, and the same call with the same --output resumes it. Then the ternary model is
+exported as the step of one token, writes text, and torch, onnxruntime, the HLS C++ and the C library on an emulated
 microcontroller must agree on every logit and every state of that text.
 """
 
 import argparse
 import math
 import os
+import signal
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -172,25 +174,48 @@ def train(model, name, text, options):
         print(f"  {name}: resumed at step {step}")
     first, began, smooth = step, time.time(), math.nan
     model.train()
-    while step < options.steps:
-        share = max(0.0, (step - warmup) / max(1, options.steps - warmup))
-        rate = peak * min((step + 1) / warmup, 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * share)))
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        loss = loss_of(model, batch_of(text, generator, options.batch, options.length))
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        step += 1
-        smooth = loss.item() if math.isnan(smooth) else 0.95 * smooth + 0.05 * loss.item()
-        progress(name, step, options.steps, smooth, began, first)
-        if step % 200 == 0 or step == options.steps:
-            states = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step}
-            whole = {**states, "generator": generator.get_state(), "setting": setting_of(options)}
-            torch.save(whole, f"{checkpoint}.part")
-            os.replace(f"{checkpoint}.part", checkpoint)
+    with interruptible() as stopped:
+        while step < options.steps:
+            share = max(0.0, (step - warmup) / max(1, options.steps - warmup))
+            rate = peak * min((step + 1) / warmup, 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * share)))
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            loss = loss_of(model, batch_of(text, generator, options.batch, options.length))
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            step += 1
+            smooth = loss.item() if math.isnan(smooth) else 0.95 * smooth + 0.05 * loss.item()
+            progress(name, step, options.steps, smooth, began, first)
+            last = step == options.steps or bool(stopped)
+            if step % 200 == 0 or last:
+                states = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step}
+                whole = {**states, "generator": generator.get_state(), "setting": setting_of(options)}
+                torch.save(whole, f"{checkpoint}.part")
+                os.replace(f"{checkpoint}.part", checkpoint)
+            if last:
+                break
+    if step < options.steps:
+        print(f"\n  {name}: stopped at step {step}, kept in {checkpoint}; the same call goes on from there")
+        raise SystemExit(130)
     model.eval()
+
+
+@contextmanager
+def interruptible():
+    """A list that is no longer empty after Ctrl-C: no step is cut in two. A second Ctrl-C interrupts at once."""
+    stopped = []
+
+    def stop(*_):
+        stopped.append(True)
+        signal.signal(signal.SIGINT, before)
+
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        yield stopped
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def setting_of(options):
@@ -248,12 +273,12 @@ def onnxruntime_step(file):
 
 
 def report_losses(losses):
+    """A table: each model's loss and size, and the ternary model's loss over it."""
+    print(f"\n  {'':11} {'parameters':>10}  {'validation loss, nats per character':>36}  {'ternary / it':>12}")
     for name, (loss, parameters) in losses.items():
-        print(f"validation loss of {name}: {loss:.4f} nats per character, {parameters} parameters", flush=True)
-    if "ternary" in losses:
-        for name in losses:
-            if name != "ternary":
-                print(f"ternary / {name}: {losses['ternary'][0] / losses[name][0]:.4f}")
+        ratio = f"{losses['ternary'][0] / loss:.3f}" if "ternary" in losses and name != "ternary" else ""
+        print(f"  {name:11} {parameters:10,}  {loss:36.4f}  {ratio:>12}".rstrip())
+    print(flush=True)
 
 
 def main():
@@ -267,7 +292,7 @@ def main():
     parser.add_argument("--models", default="ternary,float,transformer", help="which to train, separated by commas")
     parser.add_argument("--tokens", type=int, default=1000, help="characters to write")
     parser.add_argument("--temperature", type=float, default=0.7)
-    parser.add_argument("--backends", default="onnx,hls,mcu", help="where the text is compared, beside torch")
+    parser.add_argument("--backends", default="onnx,hls,mcu:cortex-m4", help="where the text is compared")
     parser.add_argument("--reuse", type=int, default=64, help="weights that share an adder in the HLS C++")
     parser.add_argument("--output", type=Path, default=Path("build/shakespeare_lm"))
     options = parser.parse_args()
@@ -310,12 +335,13 @@ def deploy(model, characters, options):
     tokens = write(torch_step(model), prompt, draws, options.temperature)
     assert write(onnxruntime_step(file), prompt, draws, options.temperature) == tokens, "onnxruntime differs"
     print(f"{options.tokens} characters, drawn under onnxruntime one by one: those of torch\n{'-' * 60}")
-    print("".join(characters[token] for token in tokens[1:]) + f"\n{'-' * 60}")
+    print("".join(characters[token] for token in tokens[1:]) + f"\n{'-' * 60}", flush=True)
 
     # What a target draws next depends on its logits alone, so equal logits and states on this text are equal texts.
     model.reset()
     backends = tuple(options.backends.split(","))
     report = edgemat.verify(file, inputs=np.array(tokens)[:, None], backends=backends, module=model)
+    print(f"the text, {report.steps} steps, and {report.corners} corner sequences of {report.corner_steps} steps:")
     for backend, found in report.to_dict()["backends"].items():
         print(f"{backend}: {found['compared']} integers compared, {found['mismatches']} mismatches")
     edgemat.export(file, target="hls", output=options.output / "hls", reuse=options.reuse)
