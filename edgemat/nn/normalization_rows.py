@@ -3,10 +3,15 @@
 Forward gives the deployed bits: the scale of a row comes from integers, the rest runs in the narrowest float carrier in
 which every step is exact. Backward keeps the input and the result, which the neighbours keep as well, and computes the
 normalised input once more instead of storing it.
+
+On the CPU, rows of float32 take single native passes (native/norm_rows.c) where those are at hand: forward has the
+same bits, backward sums in another order. The torch operations here do everything else, and are what the native passes
+are compared with.
 """
 
 from __future__ import annotations
 
+import ctypes
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +19,9 @@ import torch
 from torch import Tensor
 
 from edgemat.errors import FormatError
-from edgemat.nn.layer import FLOAT64_EXACT
+from edgemat.formats import OVERFLOWS, ROUNDINGS
+from edgemat.nn import native
+from edgemat.nn.layer import FLOAT32_EXACT, FLOAT64_EXACT
 from edgemat.nn.quantizer import FixedQuantizer
 from edgemat.nn.rounding import LN2, open_interval, quantize_codes
 
@@ -23,6 +30,10 @@ if TYPE_CHECKING:
 
 _MANTISSA_BITS = 16
 _LIMIT = 1 << 62
+_POINT_LIMIT = 40  # binary points with which nothing leaves the range of a float32
+_LANES = 64
+_SMALL = 1 << 15
+_SATURATING = ("SAT", "SAT_SYM")
 
 
 def reciprocal_root(totals: Tensor, root: int) -> tuple[Tensor, Tensor]:
@@ -102,6 +113,34 @@ class RowSetting:
         y = (z.to(carrier) * step).mul_(gain.to(carrier))
         return y if bias is None else y.add_(bias.to(carrier))
 
+    def result(self, x: Tensor, gain: Tensor | None, bias: Tensor | None) -> Tensor:
+        """The exact result, quantised if there is a quantiser."""
+        y, q = self.affine(x, gain, bias), self.quantizer
+        if q is None:
+            return y
+        y = quantize_codes(y, q.grid, math.ldexp(1.0, q.exponent()), q.relu).mul_(math.ldexp(1.0, -q.exponent()))
+        return y.to(q.grid.carrier)
+
+    def carriers(self) -> tuple[torch.dtype, torch.dtype]:
+        """What holds the product with the mantissa exactly, and that with the gain plus the bias."""
+        layer = self.layer
+        result = layer.norm_grid.carrier if layer.gains is None else layer.result_carrier()
+        return layer.carrier(self.reach << _MANTISSA_BITS), result
+
+    def interval(self) -> tuple[float, float]:
+        """Where the real result must lie for a gradient to pass the quantiser, ends excluded."""
+        q = self.quantizer
+        if q is None or q.grid.overflow == "WRAP":
+            return -math.inf, math.inf
+        return open_interval(q.grid, q.exponent(), q.relu, False)
+
+    def real_eps(self) -> float:
+        """What backward adds to the mean square: a row of zeros has a finite gradient.
+
+        At least a quarter of the smallest mean square of a row that is not 0.
+        """
+        return max(self.layer.eps, math.ldexp(0.25 / self.layer.features**2, -2 * self.exponent))
+
 
 class NormQuantize(torch.autograd.Function):
     """A norm's exact result, quantised if there is a quantiser; keeps its input, and of its results what leaves."""
@@ -110,13 +149,10 @@ class NormQuantize(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, gain: Tensor | None, bias: Tensor | None, frac: Tensor | None, setting: RowSetting
     ) -> Tensor:
-        y = setting.affine(x, gain, bias)
-        if setting.quantizer is not None:
-            q = setting.quantizer
-            y = quantize_codes(y, q.grid, math.ldexp(1.0, q.exponent()), q.relu).mul_(math.ldexp(1.0, -q.exponent()))
-            y = y.to(q.grid.carrier)
+        found = native_forward(x, gain, bias, setting)
+        y = setting.result(x, gain, bias) if found is None else found
         ctx.setting = setting
-        ctx.point = None if setting.quantizer is None else setting.quantizer.exponent()
+        ctx.interval = setting.interval()
         ctx.save_for_backward(x, gain, bias, y if setting.quantizer is not None else None)
         return y
 
@@ -124,15 +160,18 @@ class NormQuantize(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, gain, bias, y = ctx.saved_tensors
         setting, df = ctx.setting, None
+        if not torch.is_grad_enabled():
+            found = native_backward(grads[0], x, gain, bias, y if ctx.needs_input_grad[3] else None, ctx)
+            if found is not None:
+                return *found, None
         real, g = x.float(), grads[0].float()
         weight = None if gain is None else gain.float()
         once_more = _CentredRows if setting.layer.centred else _Rows
-        norm = once_more(real, weight, None if bias is None else bias.float(), max(setting.layer.eps, _tiny(setting)))
-        if ctx.point is not None:
-            q, inside = setting.quantizer, g
-            if q.grid.overflow != "WRAP":
-                low, high = open_interval(q.grid, ctx.point, q.relu, False)
-                inside = torch.ops.aten.hardtanh_backward(g, norm.result, low, high)
+        norm = once_more(real, weight, None if bias is None else bias.float(), setting.real_eps())
+        if y is not None:
+            inside = g
+            if setting.quantizer.grid.overflow != "WRAP":
+                inside = torch.ops.aten.hardtanh_backward(g, norm.result, *ctx.interval)
             if ctx.needs_input_grad[3]:
                 df = LN2 * (_dot(inside, norm.result) - _dot(g, y.float()))
             g = inside
@@ -176,6 +215,96 @@ class _CentredRows:
         return torch.ops.aten.native_layer_norm_backward(g, *self.fixed, *self.statistics, *self.given, wanted)
 
 
-def _tiny(setting: RowSetting) -> float:
-    """A quarter of the smallest mean square of a row that is not 0, so that a row of zeros has a finite gradient."""
-    return math.ldexp(0.25 / setting.layer.features**2, -2 * setting.exponent)
+# -- native passes ------------------------------------------------------------------------------------------------
+class _Passes(ctypes.Structure):
+    """`EdgematRows` of native/norm_rows.c."""
+
+    _fields_ = (
+        [(name, ctypes.c_int64) for name in ("rows", "features", "block", "largest", "offset", "root")]
+        + [(name, ctypes.c_int32) for name in ("threads", "centred", "shift", "wide", "common", "quantised", "relu")]
+        + [(name, ctypes.c_int32) for name in ("norm_rounding", "norm_overflow", "rounding", "overflow")]
+        + [(name, ctypes.c_double) for name in ("scale", "norm_low", "norm_high", "low", "high", "step")]
+    )
+
+
+def _passes(x: Tensor, setting: RowSetting) -> _Passes:
+    """The settings of the native passes over `x`, but for the carriers."""
+    layer, q, features = setting.layer, setting.quantizer, setting.layer.features
+    made = _Passes(x.numel() // features, features)
+    square = setting.magnitude**2
+    made.block = (FLOAT32_EXACT - 1) // square // _LANES * _LANES
+    if made.block == 0 and features * square >= FLOAT64_EXACT:
+        made.block = -1
+    made.largest, made.offset, made.root = setting.magnitude, setting.offset, setting.root
+    made.threads = torch.get_num_threads() if x.numel() > _SMALL else 1
+    made.centred, made.shift, made.scale = layer.centred, setting.first_shift, math.ldexp(1.0, setting.exponent)
+    grid = layer.norm_grid
+    made.norm_low, made.norm_high = grid.low, grid.high
+    made.norm_rounding, made.norm_overflow = ROUNDINGS.index(grid.rounding), OVERFLOWS.index(grid.overflow)
+    made.common = grid.rounding == "RND" and grid.overflow in _SATURATING
+    if q is not None:
+        made.quantised, made.relu, made.step = 1, q.relu, math.ldexp(1.0, -q.exponent())
+        clamps = q.grid.overflow in _SATURATING
+        made.low, made.high = max(q.grid.low, 0) if q.relu and clamps else q.grid.low, q.grid.high
+        made.rounding, made.overflow = ROUNDINGS.index(q.grid.rounding), OVERFLOWS.index(q.grid.overflow)
+        made.common = made.common and q.grid.rounding == "RND" and clamps
+    return made
+
+
+def _moderate(setting: RowSetting) -> bool:
+    """Whether no binary point is so far from 0 that float32 and float64 could differ in range."""
+    gains, q = setting.layer.gains, setting.quantizer
+    points = (setting.exponent, 0 if gains is None else gains.exponent(), 0 if q is None else q.exponent())
+    return max(map(abs, points)) <= _POINT_LIMIT
+
+
+def native_forward(x: Tensor, gain: Tensor | None, bias: Tensor | None, setting: RowSetting) -> Tensor | None:
+    """`RowSetting.result` in one native pass; None where torch must do it."""
+    from edgemat.ops.reciprocal_root import TABLE
+
+    x = x.contiguous() if x.is_cpu else x
+    library = native.kernel(x, *(() if gain is None else (gain,)))
+    if library is None or not _moderate(setting):
+        return None
+    product, carrier = setting.carriers()
+    leaving = carrier if setting.quantizer is None else setting.quantizer.grid.carrier
+    if leaving != torch.float32:
+        return None
+    made = _passes(x, setting)
+    if carrier == torch.float64 or not made.common:
+        made.wide, carrier = 2, torch.float64
+    else:
+        made.wide = int(product == torch.float64)
+    # Twice the quantiser's codes: what its rounding starts from.
+    step = 1.0 if setting.quantizer is None else 2.0 / made.step
+    gains = torch.ones(made.features, dtype=carrier) if gain is None else gain.to(carrier)
+    gains = gains * math.ldexp(step, -setting.layer.norm.frac_bits)
+    biases = torch.zeros_like(gains) if bias is None else (bias * step).to(carrier)
+    y = torch.empty_like(x)
+    places = (t.data_ptr() for t in (y, x, gains, biases))
+    library.edgemat_rows_forward(ctypes.addressof(made), *places, TABLE.ctypes.data)
+    return y
+
+
+def native_backward(
+    g: Tensor, x: Tensor, gain: Tensor | None, bias: Tensor | None, y: Tensor | None, ctx: Any
+) -> tuple[Tensor | None, ...] | None:
+    """Gradients of x, gain, bias and (where y is given) the quantiser's binary point; None where torch must do it."""
+    if not x.is_cpu:
+        return None
+    g, x = g.contiguous(), x.contiguous()
+    library = native.kernel(g, x, *(t for t in (gain, y) if t is not None))
+    if library is None or not _moderate(ctx.setting):
+        return None
+    made = _passes(x, ctx.setting)
+    n = made.features
+    gains = torch.ones(n) if gain is None else gain
+    biases = torch.zeros(n) if bias is None else bias.float()
+    dx, found = torch.empty_like(x), torch.empty(2 * n + 1)
+    room = ctypes.create_string_buffer(made.threads * 2 * n * 12)
+    places = (None if t is None else t.data_ptr() for t in (dx, found, g, x, y, gains, biases))
+    library.edgemat_rows_backward(
+        ctypes.addressof(made), *places, ctx.setting.real_eps(), *ctx.interval, ctypes.addressof(room)
+    )
+    dgain, dbias = (None if t is None else found[i * n : (i + 1) * n] for i, t in enumerate((gain, bias)))
+    return dx, dgain, dbias, None if y is None else found[2 * n].reshape(())

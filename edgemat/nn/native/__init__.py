@@ -22,7 +22,8 @@ import torch
 from torch import Tensor
 
 _FLOAT, _PLAIN, _tracing = torch.float32, (Tensor, torch.nn.Parameter), torch.compiler.is_compiling
-_SOURCES = tuple(Path(__file__).with_name(name) for name in ("quantize.c", "norm.c", "stage.c", "widths.c", "passes.h"))
+_NAMES = ("quantize.c", "norm.c", "norm_rows.c", "stage.c", "widths.c", "passes.h")
+_SOURCES = tuple(Path(__file__).with_name(name) for name in _NAMES)
 _FLAGS = ("-std=c99", "-O3", "-march=native", "-fPIC", "-fopenmp", "-ffp-contract=off", "-fno-math-errno")
 _FLAGS += ("-fno-trapping-math",)
 _SECONDS = 60
@@ -37,6 +38,8 @@ _SIGNATURES: dict[str, tuple[type | None, list[type]]] = {
     "edgemat_quantize_bias": (_D, [_P] * 3 + [_N] * 3 + [_D, _D]),
     "edgemat_stage_forward": (_I, [_P] * 7 + [_D, _P]),
     "edgemat_stage_backward": (None, [_P] * 9),
+    "edgemat_rows_forward": (None, [_P] * 6),
+    "edgemat_rows_backward": (None, [_P] * 8 + [_D, _D, _D, _P]),
     "edgemat_saturate": (None, [_P] * 6 + [_N] * 3 + [_I]),
     "edgemat_saturate_backward": (None, [_P] * 10 + [_N] * 3 + [_I] * 2),
     "edgemat_round_groups": (_I, [_P] * 7 + [_N] * 4 + [_I] * 3),
