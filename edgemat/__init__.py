@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from edgemat.formats import Fixed
     from edgemat.lower import to_onnx
     from edgemat.nn import calibrate, quantize
-    from edgemat.nn.accumulator import accumulator_penalty
+    from edgemat.nn.accumulator_limit import accumulator_penalty
     from edgemat.nn.cost import CostRamp, CostTarget, Front, cost, cost_table
     from edgemat.nn.history import FormatHistory
     from edgemat.nn.summary import summary
@@ -62,7 +62,7 @@ _HOMES = {
     "Simulator": "edgemat.sim",
     "ToolchainError": "edgemat.errors",
     "UnsupportedOpError": "edgemat.errors",
-    "accumulator_penalty": "edgemat.nn.accumulator",
+    "accumulator_penalty": "edgemat.nn.accumulator_limit",
     "calibrate": "edgemat.nn",
     "cost": "edgemat.nn.cost",
     "cost_table": "edgemat.nn.cost",

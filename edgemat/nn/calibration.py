@@ -15,14 +15,15 @@ from torch import Tensor, nn
 from edgemat.errors import EdgematError, FormatError
 from edgemat.formats import Fixed
 from edgemat.nn import arguments
-from edgemat.nn.accumulator import AccumulatorQuantizer, project_weights, sum_of
+from edgemat.nn.accumulator import AccumulatorQuantizer
+from edgemat.nn.accumulator_limit import project_weights, sum_of
 from edgemat.nn.activation import QuantConstant
 from edgemat.nn.batch_norm import BatchNorm, QuantBatchNorm
 from edgemat.nn.learned_activation import LearnedActivationQuantizer
 from edgemat.nn.learned_width import LearnedWidthQuantizer
-from edgemat.nn.linear import WeightedLayer
 from edgemat.nn.quantizer import FixedQuantizer
 from edgemat.nn.rounding import EXPONENT_LIMIT, Grid, quantize_codes, range_frac
+from edgemat.nn.weighted_layer import WeightedLayer
 
 METHODS = ("minmax", "percentile", "mse")
 _KEPT = 1 << 15

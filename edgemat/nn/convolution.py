@@ -13,8 +13,8 @@ from edgemat.errors import FormatError, LoweringError
 from edgemat.formats import Fixed
 from edgemat.nn.batch_norm import BatchNorm
 from edgemat.nn.layer import pair
-from edgemat.nn.linear import WeightedLayer
 from edgemat.nn.quantizer import FixedQuantizer
+from edgemat.nn.weighted_layer import WeightedLayer
 from edgemat.recipe import WeightSpec
 
 

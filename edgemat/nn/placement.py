@@ -11,10 +11,10 @@ from edgemat.errors import FormatError, LoweringError
 from edgemat.formats import Fixed
 from edgemat.nn.kinds import ABSORBING, ARITHMETIC, TRANSPARENT, WEIGHTED, kind_of
 from edgemat.nn.layer import QuantLayer
-from edgemat.nn.linear import WeightedLayer
 from edgemat.nn.quantizer import FixedQuantizer, check_points
 from edgemat.nn.quantizers import activation_quantizer
 from edgemat.nn.tracing import refuse
+from edgemat.nn.weighted_layer import WeightedLayer
 from edgemat.recipe import LayerRecipe, Recipe, nearest
 
 

@@ -16,7 +16,7 @@ from edgemat.nn.emission import emit
 from edgemat.nn.ternary_quantizer import Scales
 
 if TYPE_CHECKING:
-    from edgemat.nn.linear import WeightedLayer
+    from edgemat.nn.weighted_layer import WeightedLayer
 
 
 def freeze_scales(layer: WeightedLayer, scales: Scales, codes: Tensor) -> None:

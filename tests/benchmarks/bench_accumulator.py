@@ -33,7 +33,7 @@ def main() -> None:
 
     import edgemat
     from edgemat import report
-    from edgemat.nn.linear import WeightedLayer
+    from edgemat.nn.weighted_layer import WeightedLayer
     from tests.networks import recipes
 
     for name in NETWORKS:

@@ -20,7 +20,7 @@ from edgemat.lower import read
 from edgemat.lower.reader import read_bytes
 from edgemat.nn import QuantConv2d, QuantConvTranspose2d, QuantLinear
 from edgemat.nn.accumulator import AccumulatorQuantizer, Sum, project_onto_ball, row_norms
-from edgemat.nn.linear import WeightedLayer
+from edgemat.nn.weighted_layer import WeightedLayer
 from edgemat.ops.stated_accumulator import needed_bits
 from edgemat.recipe import WeightSpec
 from edgemat.targets.hls.config import ConfigBuilder

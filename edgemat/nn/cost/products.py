@@ -16,8 +16,9 @@ from edgemat.nn.convolution import QuantConvTranspose2d, _Convolution
 from edgemat.nn.layer import QuantLayer
 from edgemat.nn.learned_activation import LearnedActivationQuantizer
 from edgemat.nn.learned_width import LearnedWidthQuantizer, enclosed_bits, signed_digits
-from edgemat.nn.linear import QuantLinear, WeightedLayer
+from edgemat.nn.linear import QuantLinear
 from edgemat.nn.quantizer import FixedQuantizer
+from edgemat.nn.weighted_layer import WeightedLayer
 
 COSTED = (WeightedLayer, QuantBatchNorm, QuantPReLU)
 

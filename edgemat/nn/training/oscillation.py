@@ -32,11 +32,11 @@ from edgemat.errors import FormatError
 from edgemat.nn import arguments
 from edgemat.nn.batch_norm import folded_scale
 from edgemat.nn.learned_width import LearnedWidthQuantizer
-from edgemat.nn.linear import WeightedLayer
 from edgemat.nn.quantizer import FixedQuantizer
 from edgemat.nn.rounding import power_of_two
 from edgemat.nn.ternary_quantizer import TernaryQuantizer
 from edgemat.nn.training.traversal import weighted_layers
+from edgemat.nn.weighted_layer import WeightedLayer
 from edgemat.recipe import nearest
 
 MODES = ("freeze", "anneal", "cga")

@@ -27,9 +27,10 @@ from edgemat.nn.calibration import calibrate, limit_weights, observe
 from edgemat.nn.conversion import quantize
 from edgemat.nn.layer import exact_arithmetic
 from edgemat.nn.learned_activation import LearnedActivationQuantizer
-from edgemat.nn.linear import QuantLinear, WeightedLayer
+from edgemat.nn.linear import QuantLinear
 from edgemat.nn.training.reference import real_values
 from edgemat.nn.training.traversal import parts_in_order
+from edgemat.nn.weighted_layer import WeightedLayer
 from edgemat.recipe import Recipe
 
 Biased = WeightedLayer | QuantBatchNorm

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from torch import fx, nn
 
 from edgemat.errors import FormatError
-from edgemat.nn.linear import WeightedLayer
 from edgemat.nn.quantizer import FixedQuantizer
+from edgemat.nn.weighted_layer import WeightedLayer
 
 
 def parts_in_order(q: nn.Module) -> Iterator[tuple[str, nn.Module]]:
