@@ -26,7 +26,7 @@ import edgemat
 from tests.benchmarks.qat import campaign, environment
 from tests.networks.models import ResNet8
 
-BATCH, THREADS, ROUNDS, WARM_UP = 64, 2, 15, 3
+BATCH, THREADS, ROUNDS, WARM_UP = 64, 2, 40, 3
 VARIANTS: dict[str, dict[str, object] | None] = {
     "float32": None,
     "weights and activations": {},
