@@ -109,7 +109,7 @@ def row_blocks(shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:
 
 
 class Constants(Mapping[Key, np.ndarray], Generic[Key]):
-    """int64 codes by key. Those kept as `Codes` become an array at each look-up and are not kept; `stored` gives them."""
+    """int64 codes by key. Those held as `Codes` become an array at each look-up, which is not kept."""
 
     def __init__(self, held: Mapping[Key, np.ndarray | Codes] | None = None) -> None:
         self.held: dict[Key, np.ndarray | Codes] = dict(held.held if isinstance(held, Constants) else held or {})

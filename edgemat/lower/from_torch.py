@@ -9,6 +9,7 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
@@ -16,10 +17,14 @@ import torch
 from torch.utils._pytree import tree_flatten_with_path, tree_unflatten
 
 from edgemat.errors import EdgematError, LoweringError
+from edgemat.lower.data_file import DataWriter
 from edgemat.lower.importer import Importer
 from edgemat.lower.passes import simplify
 from edgemat.lower.standard import import_node
 from edgemat.lower.writer import finish, write
+
+LARGE = 1 << 26
+"""Parameters from which weights go to a data file by default."""
 
 Example = torch.Tensor | Sequence[torch.Tensor] | Mapping[str, torch.Tensor]
 
@@ -30,6 +35,7 @@ def to_onnx(
     path: str | os.PathLike[str],
     *,
     name: str | None = None,
+    external_data: bool | None = None,
 ) -> None:
     """Writes a quantised module as a lowered ONNX file that a stock onnxruntime runs.
 
@@ -39,29 +45,45 @@ def to_onnx(
         example_input: A float tensor [N, ...], a tuple of them, or a dict by argument name; only shapes matter.
         path: File to write (atomically).
         name: Name of the model in the file; by default the module's class or graph name.
+        external_data: Whether weights of 1 KiB and more go to a data file beside the model, written block by block
+            (docs/lowered-format.md); by default where the module has 2**26 parameters or more.
 
     Raises:
         LoweringError: if something in the model has no exact integer form; the message names the node and the remedy.
         FormatError: if a weight is NaN or a format cannot hold its range.
     """
-    write(lowered(module, example_input, name=name), path)
+    if external_data is None and isinstance(module, torch.nn.Module):
+        external_data = sum(parameter.numel() for parameter in module.parameters()) >= LARGE
+    if not external_data:
+        return write(lowered(module, example_input, name=name), path)
+    data = DataWriter(Path(path))
+    try:
+        write(lowered(module, example_input, name=name, data=data), path, data)
+    finally:
+        data.discard()
+    return None
 
 
-def lowered(module: torch.nn.Module, example_input: Example, *, name: str | None = None) -> ir.Model:
-    """The lowered model of `to_onnx`, not yet written."""
+def lowered(
+    module: torch.nn.Module, example_input: Example, *, name: str | None = None, data: DataWriter | None = None
+) -> ir.Model:
+    """The lowered model of `to_onnx`, not yet written; with `data`, its large weights are in the data file."""
     from edgemat.nn import prepare_export
     from edgemat.nn.conversion import network_name
+    from edgemat.nn.preparation import deferred_codes
 
     if not isinstance(module, torch.nn.Module):
         raise LoweringError(f"to_onnx got a {type(module).__name__}, expected a torch.nn.Module")
     example = _two_samples(example_input)
-    prepared = prepare_export(module)
+    prepared = prepare_export(module, defer=data is not None)
     if isinstance(example, dict):
         # The exporter pairs keyword arguments with inputs by position: those of `forward`.
         places = {name: place for place, name in enumerate(inspect.signature(prepared.forward).parameters)}
         example = dict(sorted(example.items(), key=lambda item: places.get(item[0], len(places))))
     try:
-        return _lowered(prepared, example, _legal(name or network_name(module)))
+        source, names = _exported(prepared, example)
+        imp = Importer(_legal(name or network_name(module)), deferred_codes(prepared), data)
+        return _lowered(imp, source, names)
     except EdgematError as error:
         shapes = _samples_without_batch(prepared, example_input)
         if shapes is None:
@@ -72,12 +94,8 @@ def lowered(module: torch.nn.Module, example_input: Example, *, name: str | None
         ) from error
 
 
-def _lowered(
-    prepared: torch.nn.Module, example: tuple[torch.Tensor, ...] | dict[str, torch.Tensor], name: str
-) -> ir.Model:
-    source, names = _exported(prepared, example)
+def _lowered(imp: Importer, source: ir.Model, names: list[str]) -> ir.Model:
     graph = source.graph
-    imp = Importer(name)
     for value in graph.inputs:
         imp.input(value)
     needed = _needed(graph)

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from edgemat.body import DOMAIN, OPSET
+from edgemat.codes import Codes
 from edgemat.errors import LoweringError, UnsupportedOpError
 from edgemat.formats import Fixed
+from edgemat.lower.data_file import SMALLEST, DataWriter
 from edgemat.lower.passes.align_operands import common_format
 from edgemat.lower.passes.surgery import make_node
-from edgemat.lower.typing import META, input_type, type_node, type_of
+from edgemat.lower.typing import META, STORED, input_type, type_node, type_of
 from edgemat.op import REAL, Op, Tensor, code_dtype
 from edgemat.ops import BY_NAME
 
@@ -24,14 +27,22 @@ class Importer:
 
     Attributes:
         graph: The graph under construction.
+
+    Args:
+        name: Name of the model.
+        deferred: Codes that are made only now, block by block, by the name of the initializer that stands for them.
+        data: Where large constants are stored, or None for the model itself.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, deferred: Mapping[str, Codes] | None = None, data: DataWriter | None = None) -> None:
         self.graph = ir.Graph([], [], nodes=[], opset_imports={"": OPSET, DOMAIN: 1}, name=name)
         self._map: dict[ir.Value, ir.Value] = {}
         self._names: set[str] = set()
         self._states: dict[str, str] = {}
         self._shared: dict[tuple[str, tuple[int, ...], bytes], ir.Value] = {}
+        self._placed: dict[int, ir.Value] = {}
+        self._deferred = deferred or {}
+        self._data = data
 
     # -- the source side --------------------------------------------------------------------------------------
     def refuse(self, node: ir.Node, found: str, remedy: str) -> LoweringError:
@@ -92,6 +103,10 @@ class Importer:
             return array.reshape([int(n) for n in axes])
         places = tuple(int(n) for n in axes)
         return np.expand_dims(array, places) if node.op_type == "Unsqueeze" else np.squeeze(array, places)
+
+    def deferred(self, value: ir.Value) -> Codes | None:
+        """The codes that a source initializer only stands for, or None."""
+        return self._deferred.get(value.name or "")
 
     def required(self, node: ir.Node, index: int) -> np.ndarray:
         """A constant input, refused where it is computed."""
@@ -179,13 +194,16 @@ class Importer:
         assert tensor is not None
         return tensor
 
-    def initializer(self, codes: np.ndarray, dtype: np.dtype, name: str) -> ir.Value:
-        """Stores constant codes; equal ones are stored once."""
+    def initializer(self, codes: np.ndarray | Codes, dtype: np.dtype, name: str) -> ir.Value:
+        """Stores constant codes, in the data file where there is one and they are large; equal ones are stored once."""
+        if self._data is not None and codes.size * dtype.itemsize >= SMALLEST and codes.dtype.kind in "iu":
+            return self._placed_in(self._data, codes, dtype, name)
+        codes = codes.array() if isinstance(codes, Codes) else codes
         limits = np.iinfo(dtype)
         if codes.dtype.kind not in "iu" or (codes.size and (codes.min() < limits.min or codes.max() > limits.max)):
             raise LoweringError(f"constant {name!r} holds {codes.dtype} that do not fit {dtype} codes")
         data = np.array(codes, dtype=dtype, order="C")
-        key = (dtype.str, data.shape, data.tobytes())
+        key = (dtype.str, data.shape, hashlib.sha256(data.data).digest())
         if key not in self._shared:
             value = ir.Value(name=self._unique(name), const_value=ir.tensor(data, name=name))
             value.const_value.name = value.name  # type: ignore[union-attr]
@@ -193,6 +211,22 @@ class Importer:
             self.graph.register_initializer(value)
             self._shared[key] = value
         return self._shared[key]
+
+    def _placed_in(self, data: DataWriter, codes: np.ndarray | Codes, dtype: np.dtype, name: str) -> ir.Value:
+        """Stores codes in the data file."""
+        if isinstance(codes, np.ndarray):
+            array = codes
+            codes = Codes(array.shape, array.dtype, lambda first, last: array[first:last])
+        tensor, stored = data.tensor(codes, dtype, name)
+        assert tensor.offset is not None
+        if tensor.offset not in self._placed:
+            value = ir.Value(name=self._unique(name), const_value=tensor)
+            tensor.name = value.name or name
+            value.meta[STORED] = stored
+            value.dtype, value.shape = tensor.dtype, ir.Shape(stored.shape)
+            self.graph.register_initializer(value)
+            self._placed[tensor.offset] = value
+        return self._placed[tensor.offset]
 
     def add(self, op_type: str, inputs: Sequence[ir.Value], attrs: dict[str, Any], name: str) -> ir.Value:
         """Appends a typed node of its own name; returns its output."""

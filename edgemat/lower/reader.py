@@ -14,6 +14,7 @@ import onnx_ir as ir
 
 from edgemat.body import DOMAIN, IR_VERSION, OPSET
 from edgemat.errors import EdgematError, LoweringError
+from edgemat.lower.data_file import attach
 from edgemat.lower.graph import Graph, view
 from edgemat.lower.typing import CALL, INFORMATIVE, META, infer
 from edgemat.lower.writer import FORMAT_VERSION, VERSION_KEY, function_of, informative
@@ -44,20 +45,22 @@ def read(path: str | os.PathLike[str]) -> Graph:
         data = path.read_bytes()
     except OSError as error:
         raise LoweringError(f"{path} cannot be read: {error.strerror or error}") from error
-    return read_bytes(data, str(path))
+    return read_bytes(data, str(path), path)
 
 
-def read_bytes(data: bytes, label: str = "the model") -> Graph:
-    """Reads and checks a serialised lowered model."""
+def read_bytes(data: bytes, label: str = "the model", path: Path | None = None) -> Graph:
+    """Reads and checks a serialised lowered model; a data file is looked for beside `path` alone."""
     proto = onnx.ModelProto()
     try:
         proto.ParseFromString(data)
     except Exception as error:
         raise LoweringError(f"{label} is not an ONNX file or is damaged: {error}") from error
     try:
-        _check_proto(proto, label)
+        _check_proto(proto, label, path is not None)
         functions = {(f.domain, f.name, f.overload): f for f in proto.functions}
         model = ir.serde.deserialize_model(proto)
+        if path is not None:
+            attach(model, path, model.graph.initializers.values())
         calls = _typed(model)
         _check_statements(model, calls, functions, len(proto.functions))
         graph = view(model, calls)
@@ -85,7 +88,7 @@ def read_bytes(data: bytes, label: str = "the model") -> Graph:
     return graph
 
 
-def _check_proto(proto: onnx.ModelProto, label: str) -> None:
+def _check_proto(proto: onnx.ModelProto, label: str, beside: bool) -> None:
     """Version, opsets, plain initializers: what must hold before anything is built from the file."""
     found = {p.key: p.value for p in proto.metadata_props}.get(VERSION_KEY)
     if found is None:
@@ -106,10 +109,12 @@ def _check_proto(proto: onnx.ModelProto, label: str) -> None:
     if proto.graph.sparse_initializer or proto.training_info:
         raise LoweringError(f"{label} has sparse initializers or training information, which lowered files have not")
     for tensor in proto.graph.initializer:
-        if tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.external_data:
+        outside = tensor.data_location == onnx.TensorProto.EXTERNAL or bool(tensor.external_data)
+        known = {entry.key for entry in tensor.external_data} == {"location", "offset", "length"}
+        if outside and not (beside and known and len(tensor.external_data) == 3):
             raise LoweringError(
-                f"initializer {tensor.name!r} keeps its data outside the file; lowered files carry all weights "
-                "themselves"
+                f"initializer {tensor.name!r} keeps its data outside the file, expected them in the model or, by "
+                "location, offset and length, in a data file beside it; open the model by its path"
             )
         elements = 1
         for dim in tensor.dims:

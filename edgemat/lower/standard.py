@@ -12,6 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgemat.body import DOMAIN
+from edgemat.codes import Codes
 from edgemat.formats import Fixed
 from edgemat.lower.importer import Importer
 from edgemat.op import REAL, Tensor, code_dtype
@@ -55,7 +56,8 @@ def symbolic(imp: Importer, node: ir.Node) -> None:
     for index, value in enumerate(node.inputs):
         if value is None:
             continue
-        codes = imp.constant(value)
+        codes: np.ndarray | Codes | None = imp.deferred(value)
+        codes = imp.constant(value) if codes is None else codes
         if codes is None or (index == 0 and node.op_type != "Constant"):
             inputs.append(imp.operand(node, index))
             continue

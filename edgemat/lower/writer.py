@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgemat.body import DOMAIN, IR_VERSION, OPSET
-from edgemat.errors import LoweringError
+from edgemat.lower.data_file import DataWriter, remove_others, unwritable
 from edgemat.lower.states import pair_states
 from edgemat.lower.typing import CALL, META, infer
 from edgemat.op import REAL, Call, Tensor
@@ -85,21 +85,31 @@ def _stored(call: Call) -> dict[str, Any]:
     return {k: list(v) if isinstance(v, tuple) else v for k, v in call.attrs.items() if v is not None and v != ""}
 
 
-def write(model: ir.Model, path: str | os.PathLike[str]) -> None:
+def write(model: ir.Model, path: str | os.PathLike[str], data: DataWriter | None = None) -> None:
     """Writes the file atomically: under a temporary name first, then renamed.
+
+    Args:
+        model: A finished model.
+        path: File to write.
+        data: The data file that holds the model's large weights, or None where the model carries all of them.
 
     Raises:
         LoweringError: if it cannot be written; nothing is left behind then, and an earlier file stays.
     """
     target = Path(path)
-    data = ir.serde.serialize_model(model).SerializeToString(deterministic=True)
     try:
+        if data is not None:
+            data.close(model)
+        content = ir.serde.serialize_model(model).SerializeToString(deterministic=True)
         target.parent.mkdir(parents=True, exist_ok=True)
-        _replace(target, data)
+        if data is None:
+            _replace(target, content)
+            remove_others(target)
+        else:
+            with data.committed():
+                _replace(target, content)
     except OSError as error:
-        raise LoweringError(
-            f"{target} cannot be written ({error.strerror or error}); make room or choose another place"
-        ) from error
+        raise unwritable(target, error) from error
 
 
 def _replace(target: Path, data: bytes) -> None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from edgemat.codes import Codes
 from edgemat.errors import FormatError
 from edgemat.formats import Fixed
+from edgemat.nn import arguments
 from edgemat.nn.emission import emit, exporting
 from edgemat.nn.layer import QuantLayer
 from edgemat.nn.quantizer import FixedQuantizer
@@ -32,11 +35,13 @@ class QuantEmbedding(QuantLayer):
         format: Format of the table; without ``int_bits`` its binary point is learned.
 
     Raises:
-        FormatError: for a format with binary points by channel, bipolar, or trits.
+        FormatError: for sizes below 1, a format with binary points by channel, bipolar, or trits.
     """
 
     def __init__(self, num_embeddings: int, embedding_dim: int, format: str | Fixed | WeightSpec = "fixed<8>"):
         super().__init__()
+        num_embeddings = arguments.whole("a QuantEmbedding's num_embeddings", num_embeddings, 1)
+        embedding_dim = arguments.whole("a QuantEmbedding's embedding_dim", embedding_dim, 1)
         spec = weight_spec(format, False)
         if spec.ternary is not None or spec.format.bipolar or isinstance(spec.format.int_bits, tuple):
             raise FormatError(
@@ -95,9 +100,22 @@ class QuantEmbedding(QuantLayer):
         """Stores the codes of the table and the text of its format."""
         super().freeze()
         self.weight_quantizer._check_ready()
+        self._table_format = str(self.weight_quantizer.format)
+        if self.defers:
+            self.defer("table_codes", self._rows())
+            return
         codes = self.weight_quantizer.codes(self.weight_quantizer(self.weight))
         self.register_buffer("table_codes", codes.to(torch.int32))
-        self._table_format = str(self.weight_quantizer.format)
+
+    def _rows(self) -> Codes:
+        """The codes of the table, made block by block."""
+
+        @torch.no_grad()
+        def read(first: int, last: int) -> np.ndarray:
+            made: np.ndarray = self.weight_quantizer.codes(self.weight_quantizer(self.weight[first:last])).cpu().numpy()
+            return made
+
+        return Codes((self.num_embeddings, self.embedding_dim), np.dtype(np.int64), read)
 
     def extra_repr(self) -> str:
         """Sizes, for printing."""

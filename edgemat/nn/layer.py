@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from edgemat.codes import Codes
 from edgemat.errors import FormatError
 from edgemat.formats import Fixed
 from edgemat.nn.quantizer import FixedQuantizer, quantizer_of
@@ -38,6 +39,8 @@ class QuantLayer(nn.Module):
         output_quantizer: Quantiser of the result, or None where the exact result leaves the layer.
         input_shape: Shape of the latest input, batch included, or None before the first forward.
         path: Name of this layer in its network, for messages.
+        defers: Whether freezing may leave large codes to be made while they are written (`prepare_export`).
+        deferred: Those codes, by the name of the buffer that stands for them.
         network: Name of the network `quantize` made, of which this layer is a part, or "".
 
     Args:
@@ -47,6 +50,8 @@ class QuantLayer(nn.Module):
     """
 
     network = ""
+    defers = False
+    deferred: dict[str, Codes] = {}
     input_shape: tuple[int, ...] | None = None
 
     def __init__(
@@ -135,6 +140,11 @@ class QuantLayer(nn.Module):
     def leave(self, y: Tensor) -> Tensor:
         """Applies the output quantiser, if any."""
         return y if self.output_quantizer is None else self.output_quantizer(y)
+
+    def defer(self, name: str, codes: Codes) -> None:
+        """Leaves codes to be made while they are written; the buffer `name` stands for them in the trace."""
+        self.deferred = {**self.deferred, name: codes}
+        self.register_buffer(name, torch.zeros(1, dtype=torch.int32))
 
     def freeze(self) -> None:
         """Fixes integer codes and format texts for export; called on a copy by `prepare_export`."""

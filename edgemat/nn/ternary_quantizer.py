@@ -29,13 +29,15 @@ Means are taken in float64 and compared with float32 weights exactly.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from edgemat.codes import Codes, row_blocks
 from edgemat.errors import FormatError, LoweringError
 from edgemat.formats import BIPOLAR, Fixed
 from edgemat.nn.quantizer import EXTRA_STATE, FixedQuantizer
@@ -178,30 +180,56 @@ class TernaryQuantizer(FixedQuantizer):
 
         For kinds with a 0 the first are the largest magnitudes that become 0, for ``binary`` what separates the signs.
         """
-        axes = [d for d in range(x.dim()) if d != self.axis] if self.per_channel else list(range(x.dim()))
         count = max(1, x.numel() // (x.shape[self.axis] if self.per_channel else 1))
-
-        def mean(values: Tensor) -> Tensor:
-            return values.sum(axes, keepdim=True, dtype=torch.float64) / count if axes else values.double()
-
-        magnitude = x.abs()
-        scale = mean(magnitude)
+        scale = self._sums(lambda rows: x[rows].abs(), x) / count
         if not bool(torch.isfinite(scale).all()):
             raise FormatError(
                 f"the weights of {self.path or 'a ternary layer'!r} are not all finite, expected finite numbers; lower "
                 "the learning rate"
             )
         if self.ternary == "binary":
-            return mean(x), scale
+            return self._sums(lambda rows: x[rows], x) / count, scale
         if self.ternary == "b1.58":
             scale = scale.clamp_min(B158_EPS)
         if self.threshold is None:
             return scale * 0.5, scale
         limit = self._lay(self.threshold.detach().double(), x) * scale
-        beyond = magnitude > limit
-        total = (magnitude * beyond).sum(axes, keepdim=True, dtype=torch.float64) if axes else magnitude.double()
-        number = beyond.sum(axes, keepdim=True) if axes else beyond
+
+        def beyond(rows: slice) -> Tensor:
+            return x[rows].abs() > self._of_rows(limit, rows)
+
+        total = self._sums(lambda rows: x[rows].abs() * beyond(rows), x)
+        number = self._sums(beyond, x)
         return limit, torch.where(number > 0, total / number.clamp_min(1), 0.0)
+
+    def _sums(self, values: Callable[[slice], Tensor], x: Tensor) -> Tensor:
+        """float64 sums over each channel, or over all, of what `values` makes of rows of `x`: of some at a time."""
+        axes = [d for d in range(x.dim()) if d != self.axis] if self.per_channel else list(range(x.dim()))
+        whole = not axes or self.axis or x.dim() < 2
+        blocks = [slice(None)] if whole else [slice(*block) for block in row_blocks(tuple(x.shape))]
+        parts = [
+            values(rows).sum(axes, keepdim=True, dtype=torch.float64) if axes else values(rows).double()
+            for rows in blocks
+        ]
+        if len(parts) == 1:
+            return parts[0]
+        return torch.cat(parts) if self.per_channel else torch.stack(parts).sum(0)
+
+    def _of_rows(self, laid: Tensor, rows: slice) -> Tensor:
+        """The entries that belong to rows of a tensor, of values laid along its channels."""
+        return laid[rows] if self.per_channel and not self.axis else laid
+
+    def rows(self, x: Tensor) -> Codes:
+        """The trits of weights ``[outputs, ...]``, made block by block; int8."""
+        limit = self.measure(x)[0]
+
+        @torch.no_grad()
+        def read(first: int, last: int) -> np.ndarray:
+            rows = slice(first, last)
+            made: np.ndarray = self.trits(x[rows], self._of_rows(limit, rows)).to(torch.int8).cpu().numpy()
+            return made
+
+        return Codes(tuple(x.shape), np.dtype(np.int8), read)
 
     def trits(self, x: Tensor, limit: Tensor) -> Tensor:
         """-1, 0 and +1 as float32 of the shape of `x`."""
