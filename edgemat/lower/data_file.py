@@ -246,7 +246,8 @@ def attach(model: ir.Model, path: Path, values: Iterable[ir.Value]) -> None:
                 f"place within the {data.size} bytes of {name}"
             )
         places.append((begin, begin + length, value.name))
-        value.meta[STORED] = data.codes(begin, shape, kind)
+        value.meta[STORED] = codes = data.codes(begin, shape, kind)
+        value.const_value = external(path.parent, name, begin, length, codes, value.name or "")
     ends = sorted(places, key=lambda place: place[:2])
     for (_, end, first), (begin, _, second) in itertools.pairwise(ends):
         if begin < end:

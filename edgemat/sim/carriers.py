@@ -7,7 +7,7 @@ demand and once, so that an input quantiser writes bytes for a QGemm, floats for
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ import onnx_ir as ir
 
 from edgemat.body import IR_VERSION, OPSET, Body, Coded
 from edgemat.op import Tensor
+from edgemat.sim.large_weights import LargeWeights
 
 MICROSOFT = "com.microsoft"
 SINGLE = np.dtype(np.float32)
@@ -24,7 +25,23 @@ SINGLE_LIMIT = 1 << 24
 
 
 class FusedBody(Body):
-    """A `Body` that becomes a model of its own and may call onnxruntime's fused kernels."""
+    """A `Body` that becomes a model of its own and may call onnxruntime's fused kernels.
+
+    Attributes:
+        weights: The temporary file of large weights, or None where there are none.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weights: LargeWeights | None = None
+        self._large: list[ir.Value] = []
+
+    def large(self, blocks: Iterable[np.ndarray], shape: tuple[int, ...], dtype: np.dtype) -> ir.Value:
+        """A constant that goes to the file of large weights, block by block."""
+        if self.weights is None:
+            self.weights = LargeWeights()
+        self._large.append(self.weights.initializer(blocks, shape, dtype, f"large{len(self._large)}"))
+        return self._large[-1]
 
     def microsoft(self, op_type: str, *inputs: ir.Value | None, **attrs: Any) -> ir.Value:
         """Appends an operator of onnxruntime's own domain."""
@@ -47,7 +64,12 @@ class FusedBody(Body):
     def model(self, name: str) -> ir.Model:
         """The finished model."""
         graph = ir.Graph(
-            self._inputs, self._outputs, nodes=self._nodes, opset_imports={"": OPSET, MICROSOFT: 1}, name=name
+            self._inputs,
+            self._outputs,
+            nodes=self._nodes,
+            initializers=self._large,
+            opset_imports={"": OPSET, MICROSOFT: 1},
+            name=name,
         )
         return ir.Model(graph, ir_version=IR_VERSION)
 

@@ -14,6 +14,7 @@ from edgemat.body import Coded
 from edgemat.lower.graph import Graph
 from edgemat.op import Call, Tensor, carrier_for
 from edgemat.sim.carriers import SINGLE, Carried, FusedBody
+from edgemat.sim.large_weights import LargeWeights
 from edgemat.sim.rewrites import REWRITES
 from edgemat.sim.rewrites.quantize_input import quantize_input
 
@@ -28,12 +29,14 @@ class Fused:
         outputs: Names of the code tensors that the model's outputs hold, in order, each once; what states are written
             with is among them.
         states: For each state of the graph, the model's input name; fed with codes in the state's code type.
+        weights: The file of large weights that the model names, to be removed once a session is open; or None.
     """
 
     model: ir.Model
     inputs: list[str]
     outputs: list[str]
     states: list[str]
+    weights: LargeWeights | None = None
 
 
 def fuse(graph: Graph, from_codes: bool) -> Fused:
@@ -44,6 +47,15 @@ def fuse(graph: Graph, from_codes: bool) -> Fused:
         from_codes: Inputs are codes in the file's types, not float32 values.
     """
     body = FusedBody()
+    try:
+        return _fused(body, graph, from_codes)
+    except BaseException:
+        if body.weights is not None:
+            body.weights.remove()
+        raise
+
+
+def _fused(body: FusedBody, graph: Graph, from_codes: bool) -> Fused:
     carried: dict[str, Carried] = {}
     names = []
     for index, (name, tensor_name) in enumerate(zip(graph.input_names, graph.inputs, strict=True)):
@@ -61,7 +73,7 @@ def fuse(graph: Graph, from_codes: bool) -> Fused:
         carried[call.outputs[0]] = made
     for name in outputs:
         body.result(carried[name].coded())
-    return Fused(body.model("fused"), names, outputs, states)
+    return Fused(body.model("fused"), names, outputs, states, body.weights)
 
 
 def _readers(graph: Graph) -> dict[str, int]:

@@ -12,8 +12,13 @@ from edgemat.lower.graph import Graph
 
 
 def copy(model: ir.Model) -> ir.Model:
-    """An independent copy of a model (weights included)."""
-    return ir.serde.deserialize_model(ir.serde.serialize_model(model))
+    """An independent copy of a model, weights included; those of a data file stay there."""
+    made = ir.serde.deserialize_model(ir.serde.serialize_model(model))
+    for name, value in made.graph.initializers.items():
+        old = model.graph.initializers[name].const_value
+        if isinstance(old, ir.ExternalTensor):
+            value.const_value = old
+    return made
 
 
 def code_model(graph: Graph, outputs: list[str], from_codes: bool) -> ir.Model:
@@ -59,12 +64,23 @@ def thread_count() -> int:
 
 
 def open_session(model: ir.Model | bytes, threads: int | None = None) -> onnxruntime.InferenceSession:
-    """A CPU session; never looks at anything outside the model."""
+    """A CPU session; looks at nothing outside the model but the data file it was read with."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = thread_count() if threads is None else threads
+    folder = None if isinstance(model, bytes) else data_folder(model)
+    if folder is not None:
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
     data = model if isinstance(model, bytes) else ir.serde.serialize_model(model).SerializeToString()
     return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+
+
+def data_folder(model: ir.Model) -> str | None:
+    """The folder in which a model's data file lies, or None where the model carries all weights itself."""
+    for value in model.graph.initializers.values():
+        if isinstance(value.const_value, ir.ExternalTensor):
+            return os.path.abspath(value.const_value.base_dir)
+    return None
 
 
 def feed_codes(graph: Graph, codes: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -54,13 +54,21 @@ class Simulator:
 
     @cached_property
     def _from_values(self) -> tuple[Fused, onnxruntime.InferenceSession]:
-        fused = fuse(self.graph, from_codes=False)
-        return fused, session.open_session(fused.model, threads=1)
+        return self._opened(from_codes=False)
 
     @cached_property
     def _from_codes(self) -> tuple[Fused, onnxruntime.InferenceSession]:
-        fused = fuse(self.graph, from_codes=True)
-        return fused, session.open_session(fused.model, threads=1)
+        return self._opened(from_codes=True)
+
+    def _opened(self, from_codes: bool) -> tuple[Fused, onnxruntime.InferenceSession]:
+        """The fused graph and a session over it; its large weights are the session's alone."""
+        fused = fuse(self.graph, from_codes)
+        try:
+            active = session.open_session(fused.model, threads=1)
+        finally:
+            if fused.weights is not None:
+                fused.weights.remove()
+        return fused, active
 
     def _run(self, x: Arrays, codes: bool) -> dict[str, np.ndarray]:
         """Outputs in their carriers by code tensor name."""

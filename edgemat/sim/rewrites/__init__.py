@@ -16,6 +16,8 @@ from edgemat.sim.rewrites.divide_average import divide_average
 from edgemat.sim.rewrites.fold_add import fold_add
 from edgemat.sim.rewrites.fold_conv import fold_conv
 from edgemat.sim.rewrites.fold_linear import fold_linear
+from edgemat.sim.rewrites.gather_stored import gather_stored
+from edgemat.sim.rewrites.nibble_linear import nibble_linear
 from edgemat.sim.rewrites.pool_bytes import pool_bytes
 from edgemat.sim.rewrites.quantize_conv import quantize_conv
 from edgemat.sim.rewrites.quantize_linear import quantize_linear
@@ -24,11 +26,12 @@ from edgemat.sim.rewrites.reshape_any import reshape_any
 Rewrite = Callable[[FusedBody, Call, list[Carried]], Carried | None]
 
 REWRITES: dict[str, tuple[Rewrite, ...]] = {
-    "Linear": (quantize_linear, fold_linear),
+    "Linear": (nibble_linear, quantize_linear, fold_linear),
     "Conv": (quantize_conv, fold_conv),
     "MaxPool": (defer_rounding, pool_bytes),
     "AveragePool": (divide_average,),
     "Add": (add_bytes, fold_add),
     "Sub": (add_bytes, fold_add),
     "Reshape": (reshape_any,),
+    "Embedding": (gather_stored,),
 }
