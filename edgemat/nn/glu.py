@@ -126,7 +126,15 @@ class GLU(QuantLayer):
             part.link(*quantizers)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Mixes the features of each token."""
+        """Mixes the features of each token.
+
+        Raises:
+            FormatError: for another number of features.
+        """
+        if not x.dim() or x.shape[-1] != self.dim:
+            raise FormatError(
+                f"layer {self.path or 'GLU'!r} got features of shape {tuple(x.shape)}, expected [..., {self.dim}]"
+            )
         x = self.enter(x)
         y: Tensor = self.product(self.silu(self.gate_proj(x)), self.up_proj(x))
         return self.down_proj(y if self.norm is None else self.norm(y))

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from edgemat.errors import FormatError
 from edgemat.formats import Fixed
+from edgemat.nn import arguments
 from edgemat.nn.embedding import QuantEmbedding
 from edgemat.nn.glu import GLU, NORMALISED, normalizer
 from edgemat.nn.join import QuantAdd
@@ -120,9 +121,11 @@ class MatMulFreeLM(QuantLayer):
         token_scale: str = "power_of_two",
     ):
         super().__init__()
-        for name, size in (("vocabulary", vocabulary), ("dim", dim), ("layers", layers)):
-            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-                raise FormatError(f"a MatMulFreeLM with {name}={size!r} was asked for, expected a whole number above 0")
+        vocabulary = arguments.whole("a MatMulFreeLM's vocabulary", vocabulary, 1)
+        dim, layers = (
+            arguments.whole("a MatMulFreeLM's dim", dim, 1),
+            arguments.whole("a MatMulFreeLM's layers", layers, 1),
+        )
         self.vocabulary, self.dim, self.form = vocabulary, dim, form
         options = {"ternary": ternary, "scale": scale, "per_channel": per_channel}
         options |= {"tokens": tokens, "token_scale": token_scale}
@@ -163,8 +166,14 @@ class MatMulFreeLM(QuantLayer):
         return list((shares.cumsum(0) - shares[0]).unbind(0))
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Logits: of whole sequences for ``[N, T]`` tokens, of one step for ``[N]``."""
-        x = self.embedding(tokens)
+        """Logits: of whole sequences for ``[N, T]`` tokens, of one step for ``[N]``.
+
+        Tokens are integers, or whole floats.
+
+        Raises:
+            FormatError: for other shapes, an empty sequence, other types, or what is no row of the embedding.
+        """
+        x = self.embedding(_tokens("MatMulFreeLM", tokens, (1, 2)))
         for block, bound in zip(self.blocks, self.lower_bounds(), strict=True):
             x = block(x, bound)
         y: Tensor = self.head(self.norm(x))
@@ -174,16 +183,19 @@ class MatMulFreeLM(QuantLayer):
         """Logits ``[N, T, vocabulary]`` of sequences ``[N, T]`` from the initial states on.
 
         In eval mode the last states are kept, so that `step` goes on behind the sequences.
+
+        Raises:
+            FormatError: as `forward`.
         """
-        if tokens.dim() != 2:
-            raise FormatError(f"prefill got tokens of shape {tuple(tokens.shape)}, expected [N, T]")
-        return self(tokens)
+        return self(_tokens("prefill", tokens, (2,)))
 
     def step(self, token: Tensor) -> Tensor:
-        """Logits ``[N, vocabulary]`` of one token ``[N]`` behind the states, which move on."""
-        if token.dim() != 1:
-            raise FormatError(f"step got tokens of shape {tuple(token.shape)}, expected [N]")
-        return self(token)
+        """Logits ``[N, vocabulary]`` of one token ``[N]`` behind the states, which move on.
+
+        Raises:
+            FormatError: as `forward`; in training mode.
+        """
+        return self(_tokens("step", token, (1,)))
 
     def reset(self) -> None:
         """Begins another sequence."""
@@ -197,25 +209,27 @@ class MatMulFreeLM(QuantLayer):
 
         Args:
             tokens: The beginning, ``[N, T]`` with T at least 1.
-            count: Tokens to add.
-            temperature: 0 takes the most likely token (the first of equal ones); else tokens are drawn from the softmax
-                of the logits divided by it.
+            count: Tokens to add, at least 0.
+            temperature: At least 0, which takes the most likely token (the first of equal ones); else tokens are drawn
+                from the softmax of the logits divided by it.
             generator: Where random numbers come from.
 
         Returns:
             int64 ``[N, T + count]``.
 
         Raises:
-            FormatError: for an empty beginning, or in training mode.
+            FormatError: for an empty beginning, another count or temperature, or in training mode.
         """
-        if self.training or tokens.dim() != 2 or not tokens.shape[1]:
-            found = "training mode" if self.training else f"tokens of shape {tuple(tokens.shape)}"
-            raise FormatError(f"generate got {found}, expected eval mode and tokens [N, T] with at least one each")
+        if self.training:
+            raise FormatError("generate was called in training mode, expected eval mode; call model.eval() first")
+        tokens, count = _tokens("generate", tokens, (2,)), arguments.whole("generate: count", count)
+        temperature = arguments.number("generate: temperature", temperature, least=0)
         self.reset()
         made, logits = [tokens.to(torch.int64)], self.prefill(tokens)[:, -1]
         for _ in range(count):
             if temperature > 0:
-                shares = torch.softmax(logits.double() / temperature, 1)
+                logits = logits.double()
+                shares = torch.softmax((logits - logits.amax(1, keepdim=True)) / temperature, 1)
                 token = torch.multinomial(shares, 1, generator=generator)[:, 0]
             else:
                 token = logits.argmax(1)
@@ -234,3 +248,19 @@ class MatMulFreeLM(QuantLayer):
     def extra_repr(self) -> str:
         """Sizes, for printing."""
         return f"vocabulary={self.vocabulary}, dim={self.dim}, layers={len(self.blocks)}, form={self.form}"
+
+
+def _tokens(label: str, tokens: Tensor, axes: tuple[int, ...]) -> Tensor:
+    """`tokens`, whose values the embedding checks.
+
+    Raises:
+        FormatError: for anything but a tensor of numbers with one of so many axes and at least one token each.
+    """
+    shapes = " or ".join("[N, T] with at least one token each" if count == 2 else "[N]" for count in axes)
+    if not isinstance(tokens, Tensor):
+        raise FormatError(f"{label} got a {type(tokens).__name__}, expected a tensor of tokens {shapes}")
+    if tokens.dim() not in axes or (tokens.dim() == 2 and not tokens.shape[1]):
+        raise FormatError(f"{label} got tokens of shape {tuple(tokens.shape)}, expected {shapes}")
+    if tokens.dtype == torch.bool or tokens.is_complex():
+        raise FormatError(f"{label} got tokens of type {tokens.dtype}, expected integers such as torch.int64")
+    return tokens

@@ -182,12 +182,12 @@ class MLGRU(QuantLayer):
         """Outputs ``[N, T, dim]`` of whole sequences from the initial state on.
 
         In eval mode the last state is kept, so that `step` goes on behind the sequence.
+
+        Raises:
+            FormatError: for features of another shape.
         """
         if x.dim() != 3 or x.shape[2] != self.dim or not x.shape[1]:
-            raise FormatError(
-                f"layer {self.path or 'MLGRU'!r} got features of shape {tuple(x.shape)}, expected [N, T, {self.dim}] "
-                f"with at least one token, or [N, {self.dim}] for one step"
-            )
+            raise self._wrong(x)
         x = self.enter(x)
         f, c, gate = self.projected(x, bound)
         states = self.states(f, c)
@@ -195,6 +195,12 @@ class MLGRU(QuantLayer):
             self.state.reset()
             self.state.value = states[:, -1].detach().clone()
         return self.gated(gate, states)
+
+    def _wrong(self, x: Tensor) -> FormatError:
+        return FormatError(
+            f"layer {self.path or 'MLGRU'!r} got features of shape {tuple(x.shape)}, expected [N, T, {self.dim}] "
+            f"with at least one token, or [N, {self.dim}] for one step"
+        )
 
     def states(self, f: Tensor, c: Tensor) -> Tensor:
         """The states ``[N, T, dim]`` of whole sequences of shares f and entering values c."""
@@ -211,7 +217,13 @@ class MLGRU(QuantLayer):
         return torch.stack(made, 1)
 
     def step(self, x: Tensor, bound: Tensor | None = None) -> Tensor:
-        """Outputs ``[N, dim]`` of one token; reads the state and writes the next."""
+        """Outputs ``[N, dim]`` of one token; reads the state and writes the next.
+
+        Raises:
+            FormatError: for features of another shape; in training mode.
+        """
+        if x.dim() != 2 or x.shape[1] != self.dim:
+            raise self._wrong(x)
         x = self.enter(x)
         f, c, gate = self.projected(x, bound)
         return self.gated(gate, self.state.write(self.mixed(f, c, self.state.read(x))))

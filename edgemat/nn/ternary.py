@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from edgemat.formats import BIPOLAR
+from edgemat.nn import arguments
 from edgemat.nn.convolution import QuantConv1d, QuantConv2d
 from edgemat.nn.linear import QuantLinear
 from edgemat.recipe import TERNARY, WeightSpec, checked_ternary
@@ -30,6 +31,17 @@ def ternary_weights(ternary: str, scale: str, per_channel: bool) -> WeightSpec:
     return WeightSpec(BIPOLAR if binary else TERNARY, groups, ternary=kind, scale=scale)
 
 
+def _check_sizes(kind: str, shape: tuple[Any, ...], options: dict[str, Any]) -> None:
+    """Refuses channels and kernel sizes below 1."""
+    for name, value in {
+        **dict(zip(("in_channels", "out_channels", "kernel_size"), shape, strict=False)),
+        **options,
+    }.items():
+        if name in ("in_channels", "out_channels", "kernel_size"):
+            for size in value if isinstance(value, list | tuple) else (value,):
+                arguments.whole(f"a {kind}'s {name}", size, 1)
+
+
 class TernaryLinear(QuantLinear):
     """`torch.nn.Linear` with weights -1, 0, +1 (or -1, +1), ``[..., in_features]`` to ``[..., out_features]``.
 
@@ -45,7 +57,7 @@ class TernaryLinear(QuantLinear):
         options: `input`, `output`, `relu`, `bias_format`, `tokens` and `token_scale` of `QuantLinear`.
 
     Raises:
-        FormatError: for another kind or scale.
+        FormatError: for sizes below 1, another kind or scale.
     """
 
     def __init__(
@@ -60,6 +72,8 @@ class TernaryLinear(QuantLinear):
         **options: Any,
     ):
         weights = ternary_weights(ternary, scale, per_channel)
+        in_features = arguments.whole("a TernaryLinear's in_features", in_features, 1)
+        out_features = arguments.whole("a TernaryLinear's out_features", out_features, 1)
         super().__init__(in_features, out_features, bias, weights=weights, **options)
 
     def extra_repr(self) -> str:
@@ -79,6 +93,7 @@ class TernaryConv1d(QuantConv1d):
         per_channel: bool = True,
         **options: Any,
     ):
+        _check_sizes("TernaryConv1d", shape, options)
         super().__init__(*shape, bias=bias, weights=ternary_weights(ternary, scale, per_channel), **options)
 
 
@@ -90,6 +105,9 @@ class TernaryConv2d(QuantConv2d):
         bias: Whether there is a bias.
         ternary: As for `TernaryLinear`; `scale` and `per_channel` as well.
         options: `stride`, `padding`, `dilation`, `groups` by name; `input`, `output`, `relu` and `bias_format`.
+
+    Raises:
+        FormatError: for sizes below 1, another kind or scale.
     """
 
     def __init__(
@@ -101,4 +119,5 @@ class TernaryConv2d(QuantConv2d):
         per_channel: bool = True,
         **options: Any,
     ):
+        _check_sizes("TernaryConv2d", shape, options)
         super().__init__(*shape, bias=bias, weights=ternary_weights(ternary, scale, per_channel), **options)

@@ -171,7 +171,7 @@ def test_what_the_parts_cannot_be_is_refused() -> None:
         MLGRU(4, forget="fixed<8,1>")
     with pytest.raises(FormatError, match="at most 12 bits"):
         GLU(4, gate="fixed<16>")
-    with pytest.raises(FormatError, match="layers=0"):
+    with pytest.raises(FormatError, match="layers is 0, expected a whole number of at least 1"):
         MatMulFreeLM(4, 4, 0)
     model = MatMulFreeLM(4, 4, 1, hidden=8)
     with pytest.raises(FormatError, match=r"expected \[N, T\]"):
