@@ -12,13 +12,11 @@ these are real numbers, and each compiler sums them in an order of its own.
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from edgemat.formats import OVERFLOWS, ROUNDINGS, Fixed
 from edgemat.nn.rounding import (
     EXPONENT_LIMIT,
     LN2,
@@ -35,16 +33,6 @@ _HOPELESS = 1 << 30  # sums that could reach this are not tried in float32
 def compiling() -> bool:
     """Whether `torch.compile` is tracing; `torch.export`, which leads to ONNX, does not count."""
     return torch.compiler.is_compiling() and not torch.compiler.is_exporting()
-
-
-def specification(grid: Grid, relu: bool = False) -> list[int]:
-    """A grid and its ReLU as integers, which operators can take."""
-    return [grid.width, int(grid.signed), ROUNDINGS.index(grid.rounding), OVERFLOWS.index(grid.overflow), int(relu)]
-
-
-@lru_cache(maxsize=1024)
-def grid_of(width: int, signed: int, rounding: int, overflow: int) -> Grid:
-    return Grid.of(Fixed(width, None, bool(signed), ROUNDINGS[rounding], OVERFLOWS[overflow]))
 
 
 def check(good: Tensor, message: str) -> None:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from edgemat.errors import FormatError
-from edgemat.formats import OVERFLOWS, ROUNDINGS, Fixed
+from edgemat.formats import Fixed
 from edgemat.nn import compiled
 from edgemat.nn.quantizer import FixedQuantizer
 from edgemat.nn.rounding import LN2, Grid, channel_factors, round_doubled_
@@ -119,13 +119,13 @@ class ProjectChannels(torch.autograd.Function):
 
 @lru_cache(maxsize=256)
 def _onto(width: int, signed: int, rounding: int, overflow: int, khot: int) -> Projection:
-    return projection(Grid.of(Fixed(width, None, bool(signed), ROUNDINGS[rounding], OVERFLOWS[overflow])), khot)
+    return projection(Grid.from_numbers(width, signed, rounding, overflow), khot)
 
 
 @torch.library.custom_op("edgemat::khot", mutates_args=())
 def _compiled(x: Tensor, frac: Tensor, spec: list[int], khot: int, axis: int, scale: Tensor | None) -> Tensor:
     """`ProjectChannels` as an operator that `torch.compile` takes into its graph whole."""
-    return ProjectChannels.apply(x.detach(), frac.detach(), _onto(*spec[:4], khot), axis, scale).contiguous()
+    return ProjectChannels.apply(x.detach(), frac.detach(), _onto(*spec, khot), axis, scale).contiguous()
 
 
 @_compiled.register_fake
@@ -139,7 +139,7 @@ def _compiled_backward(
 ) -> list[Tensor]:
     with torch.enable_grad():
         given, points = x.detach().requires_grad_(), frac.detach().requires_grad_()
-        y = ProjectChannels.apply(given, points, _onto(*spec[:4], khot), axis, scale)
+        y = ProjectChannels.apply(given, points, _onto(*spec, khot), axis, scale)
     return [part.contiguous() for part in torch.autograd.grad(y, (given, points), g.to(y.dtype))]
 
 
@@ -211,7 +211,7 @@ class KHotQuantizer(FixedQuantizer):
 
     def _projected(self, x: Tensor, frac: Tensor, scale: Tensor | None) -> Tensor:
         if compiled.compiling():
-            return _compiled(x, frac, compiled.specification(self.grid), self.khot, self.axis, scale)
+            return _compiled(x, frac, self.grid.numbers(), self.khot, self.axis, scale)
         return ProjectChannels.apply(x, frac, self.onto, self.axis, scale)
 
     def folded(self, weight: Tensor, scale: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from edgemat.errors import FormatError
-from edgemat.formats import Fixed
+from edgemat.formats import OVERFLOWS, ROUNDINGS, Fixed
 from edgemat.nn import native
 
 LN2 = math.log(2.0)
@@ -46,6 +46,16 @@ class Grid:
         """The grid of a format, its binary point left open."""
         low, high = fmt.rails
         return cls(fmt.width, fmt.signed, fmt.rounding, fmt.overflow, low, high)
+
+    def numbers(self) -> list[int]:
+        """Width, signedness and modes as integers, which operators of `torch.library` can take."""
+        return [self.width, int(self.signed), ROUNDINGS.index(self.rounding), OVERFLOWS.index(self.overflow)]
+
+    @classmethod
+    @lru_cache(maxsize=1024)
+    def from_numbers(cls, width: int, signed: int, rounding: int, overflow: int) -> Grid:
+        """The grid that `numbers` wrote."""
+        return cls.of(Fixed(width, None, bool(signed), ROUNDINGS[rounding], OVERFLOWS[overflow]))
 
     @property
     def carrier(self) -> torch.dtype:

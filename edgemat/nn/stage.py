@@ -24,7 +24,7 @@ from torch import Tensor
 
 from edgemat.errors import FormatError
 from edgemat.nn import native
-from edgemat.nn.compiled import compiling, grid_of, quantize, specification
+from edgemat.nn.compiled import compiling, quantize
 from edgemat.nn.emission import exporting
 from edgemat.nn.layer import Link
 from edgemat.nn.quantizer import FixedQuantizer
@@ -32,7 +32,7 @@ from edgemat.nn.rounding import EXPONENT_LIMIT, Grid
 
 _NUMBERS, _SUMS, _WIDE = 6, 4, 64  # as in native/stage.c
 _ABOVE_HALF = float(np.nextafter(np.float32(0.5), np.float32(1.0)))
-_ABSENT = [0, 0, 0, 0, 0]
+_ABSENT = [0, 0, 0, 0]
 
 
 @dataclass(frozen=True)
@@ -56,16 +56,16 @@ class Stage:
     def flat(self) -> list[int]:
         """As integers, which operators can take."""
         grids = (self.first, self.factor, self.result, self.third)
-        return [n for grid in grids for n in (_ABSENT if grid is None else specification(grid, self.relu))]
+        return [int(self.relu), *(n for grid in grids for n in (_ABSENT if grid is None else grid.numbers()))]
 
     @classmethod
     def read(cls, flat: Sequence[int]) -> Stage:
         """The stage that `flat` wrote."""
         first, factor, result, third = (
-            grid_of(*flat[i : i + 4]) if flat[i] else None for i in range(0, len(flat), len(_ABSENT))
+            Grid.from_numbers(*flat[i : i + 4]) if flat[i] else None for i in range(1, len(flat), len(_ABSENT))
         )
         assert result is not None
-        return cls(first, factor, result, bool(flat[2 * len(_ABSENT) + 4]), third)
+        return cls(first, factor, result, bool(flat[0]), third)
 
 
 class _Passes(ctypes.Structure):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import itertools
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +20,7 @@ from edgemat.nn.stage import Stage
 
 pytestmark = pytest.mark.skipif(native.load() is None, reason="install gcc for the native passes")
 
+KINDS = {"int64_t": ctypes.c_int64, "int32_t": ctypes.c_int32, "float": ctypes.c_float}
 SHAPES = [(5, 3, 4, 7), (8, 16, 33, 31), (64, 3), (3, 2, 2500), (2, 70, 5, 5), (9, 1, 2, 1), (4, 130, 3, 3)]
 QUANTISERS = list(itertools.product([False, True], repeat=3))
 
@@ -43,6 +47,18 @@ def run(
     y, mean, var = way(*given, points, fracs, 1e-5, grids)  # type: ignore[operator]
     y.backward(torch.linspace(-1, 2, y.numel()).view(y.shape))
     return [y.detach(), mean, var, *(t.grad.clone() for t in leaves)]  # type: ignore[union-attr]
+
+
+def test_the_settings_have_the_members_of_the_c_structure() -> None:
+    """Names, types and order, and with them the size: nothing else would notice a member that moved."""
+    source = Path(native.__file__).with_name("stage.c").read_text("utf-8")
+    found = re.search(r"typedef struct \{(.*?)\} EdgematStage;", source, re.DOTALL)
+    assert found is not None
+    text = re.sub(r"/\*.*?\*/", "", found[1], flags=re.DOTALL)
+    members = [
+        (name, KINDS[kind]) for kind, names in re.findall(r"(\w+) ([\w, ]+);", text) for name in names.split(", ")
+    ]
+    assert len(members) > 20 and members == list(stage._Passes._fields_)
 
 
 @pytest.mark.parametrize("relu", [False, True])
