@@ -40,24 +40,25 @@ def trits(shape, seed):
     return codes
 
 
-def linear(codes, name, x_format="fixed<8,3>", bias=True, rows=()):
+def linear(codes, name, x_format="fixed<8,3>", bias=True, rows=(), w_format=W_FORMAT):
     """A Linear over weights of these codes."""
     outputs, inputs = codes.shape
-    w = constant(W_FORMAT, codes)
+    w = constant(w_format, codes)
     b = constant("fixed<10,0>", np.arange(outputs) * 7 - 3 * outputs, "b")
     x = tensor(x_format, (None, *rows, inputs))
     if not bias:
-        return Call(BY_NAME["Linear"], name, [x, w[0]], {"w_format": W_FORMAT}, {1: w[1]}, (name,))
-    attrs = {"w_format": W_FORMAT, "requantize": REQUANTIZE}
+        return Call(BY_NAME["Linear"], name, [x, w[0]], {"w_format": w_format}, {1: w[1]}, (name,))
+    attrs = {"w_format": w_format, "requantize": REQUANTIZE}
     return Call(BY_NAME["Linear"], name, [x, w[0], b[0]], attrs, {1: w[1], 2: b[1]}, (name,))
 
 
-def conv(codes, name, size, stride, pads, groups=1, x_format="fixed<8,3>"):
+def conv(codes, name, size, stride, pads, groups=1, x_format="fixed<8,3>", dilation=1):
     """A Conv over weights of these codes."""
     w = constant(W_FORMAT, codes)
     dims = codes.ndim - 2
     attrs = {
-        "w_format": W_FORMAT, "strides": (stride,) * dims, "pads": pads, "dilations": (1,) * dims, "groups": groups,
+        "w_format": W_FORMAT, "strides": (stride,) * dims, "pads": pads, "dilations": (dilation,) * dims,
+        "groups": groups,
         "requantize": REQUANTIZE,
     }  # fmt: skip
     x = tensor(x_format, (None, codes.shape[1] * groups, *size))
@@ -75,12 +76,16 @@ def layers():
         linear(np.zeros((2, 5), np.int64), "zeros_exact", bias=False),
         linear(np.array([[1] * 6, [-1] * 6, [0] * 6, [1, 0, 0, 0, 0, 0]]), "one_sided"),
         linear(trits((3, 6), 20), "rows", rows=(4,)),
+        linear(trits((3, 6), 27), "scaled_rows", rows=(4,), w_format="fixed<2,[1,-2,4],RND,SAT_SYM>"),
+        linear(-np.ones((1, 641), np.int64), "long", "fixed<4,2>", bias=False),
+        linear(trits((3, 7), 28), "wide", "fixed<32,3>", bias=False),
         conv(trits((4, 3, 3, 3), 21), "conv3", (5, 6), 1, (1, 1, 1, 1)),
         conv(trits((3, 2, 3, 2), 22), "strided", (7, 5), 2, (0, 1, 2, 0), x_format="ufixed<4,4>"),
         conv(trits((5, 7, 1, 1), 23), "pointwise", (3, 3), 1, (0, 0, 0, 0)),
         conv(trits((4, 2, 3, 3), 24), "grouped", (4, 4), 1, (1, 1, 1, 1), groups=2),
         conv(trits((6, 1, 3, 3), 25), "depthwise", (4, 4), 1, (1, 1, 1, 1), groups=6),
         conv(trits((3, 4, 5), 26), "conv1d", (9,), 2, (2, 2)),
+        conv(trits((4, 3, 2, 3), 29), "dilated", (6, 7), 1, (3, 0, 1, 2), groups=2, dilation=2),
         conv(np.zeros((2, 3, 2, 2), np.int64), "conv_zeros", (3, 3), 1, (0, 0, 0, 0)),
     ]
     return made

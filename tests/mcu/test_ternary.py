@@ -93,6 +93,21 @@ def calls(convolutions: int = 16) -> list[Call]:
     return made + [convolution(seed) for seed in range(convolutions)]
 
 
+def extremes() -> list[Call]:
+    """Rows of one input to 641, one output, weights all 0, all +1 and all -1, biases at the rails, 4-bit inputs."""
+    rails = np.array([(1 << 31) - 1, -(1 << 31), 0, 5])
+    made = []
+    for i, (inputs, outputs, kind) in enumerate(
+        [(1, 1, 1), (4, 1, -1), (5, 4, 0), (6, 4, 1), (639, 1, -1), (641, 1, 1), (639, 4, 0), (641, 4, -1), (641, 4, 1)]
+    ):
+        x = tensor(("fixed<8,3>", "fixed<4,2>")[i % 2], (None, inputs))
+        w, codes = constant(TERNARY, np.full((outputs, inputs), kind))
+        attrs = {"w_format": TERNARY, "requantize": RESULTS[i // 2 % 2]}
+        b, bias = constant("fixed<32,8>", np.resize(rails, outputs), "b")
+        made.append(Call(BY_NAME["Linear"], f"extreme{i}", [x, w, b], attrs, {1: codes, 2: bias}))
+    return made
+
+
 def scaled_rows(outputs: int = 9, requantize: str = "fixed<8,9,RND,SAT>", bias: bool = True) -> Call:
     """Three rows of 40 inputs, a scale for each output: points lie on the last axis, behind the sums."""
     w_format = f"fixed<2,[{','.join(str(2 - 3 * o % 7) for o in range(outputs))}],RND,SAT_SYM>"
@@ -156,7 +171,7 @@ def variants(graph: CaseGraph, packing: str) -> set[tuple[str, str, str, str]]:
 
 @pytest.mark.parametrize("packing", PACKINGS)
 def test_equal_under_the_sanitizers(packing) -> None:
-    cases = calls()
+    cases = calls() + extremes()
     graph = side_by_side("trits", cases)
     trits = "4" if packing == "2" else "5"
     kinds = {("1", "16"), ("2", "32"), ("1", "32")}

@@ -192,8 +192,10 @@ struct trit_terms {
     trit_terms() : sum(0) {}
     template <class X>
     void take(int, X x, unsigned field) {
-        const X minus = static_cast<int>(field >> 1), mask = -static_cast<int>(field & 1u);
-        sum += ((x ^ -minus) + minus) & mask;
+        // In the sum's type, which holds the negative of the smallest code wherever a weight is -1.
+        typedef typename C::sum_t sum_t;
+        const sum_t code = static_cast<sum_t>(x), minus = static_cast<sum_t>(field >> 1);
+        sum += ((code ^ -minus) + minus) & -static_cast<sum_t>(field & 1u);
     }
     typename C::sum_t total() const { return sum; }
 };
