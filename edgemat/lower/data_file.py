@@ -9,6 +9,7 @@ replaces the model in one step, then removes the old data file.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import itertools
 import os
@@ -32,6 +33,7 @@ ALIGNMENT = 4096
 SMALLEST = 1024
 """Initializers of fewer bytes stay in the model."""
 
+STORABLE = ("int8", "uint8", "int32", "int64")
 _CHUNK = 1 << 22
 
 
@@ -45,6 +47,8 @@ class DataFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
+            if not path.is_file():
+                raise FileNotFoundError(errno.ENOENT, "there is no such file")
             self._file = path.open("rb")
             self.size = os.fstat(self._file.fileno()).st_size
         except OSError as error:
@@ -240,10 +244,10 @@ def attach(model: ir.Model, path: Path, values: Iterable[ir.Value]) -> None:
     for value, tensor in tensors:
         kind, shape = tensor.dtype.numpy(), tuple(int(d) for d in tensor.shape.numpy())
         begin, length = tensor.offset or 0, int(np.prod(shape, dtype=np.int64)) * kind.itemsize
-        if kind.kind not in "iu" or tensor.length != length or begin < 0 or begin + length > data.size:
+        if kind.name not in STORABLE or tensor.length != length or begin < 0 or begin + length > data.size:
             raise LoweringError(
-                f"initializer {value.name!r} of {length} bytes lies at {begin} for {tensor.length} bytes, expected a "
-                f"place within the {data.size} bytes of {name}"
+                f"initializer {value.name!r} ({kind.name}, {length} bytes) lies at {begin} for {tensor.length} bytes, "
+                f"expected integer codes within the {data.size} bytes of {name}"
             )
         places.append((begin, begin + length, value.name))
         value.meta[STORED] = codes = data.codes(begin, shape, kind)
@@ -252,6 +256,8 @@ def attach(model: ir.Model, path: Path, values: Iterable[ir.Value]) -> None:
     for (_, end, first), (begin, _, second) in itertools.pairwise(ends):
         if begin < end:
             raise LoweringError(f"initializers {first!r} and {second!r} overlap in {name}, expected one place for each")
+    if data.size > sum(end - begin + ALIGNMENT for begin, end, _ in places):
+        raise LoweringError(f"the data file {data.path} has {data.size} bytes, expected only what its tensors take")
     if data.digest() != digest:
         raise LoweringError(
             f"the data file {data.path} does not hold the weights that the model was exported with (its SHA-256 "
