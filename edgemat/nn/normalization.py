@@ -105,12 +105,15 @@ class QuantRowNorm(QuantLayer):
         assert gains is not None
         return Fixed(32, 0).with_frac(self.norm.frac_bits + gains.exponent())
 
+    def largest(self) -> int:
+        """A bound of the normalised values in LSBs, before their overflow."""
+        return math.isqrt(self.features << 2 * self.norm.frac_bits) + 2
+
     def result_carrier(self) -> torch.dtype:
         """What holds every product with the gain, plus the bias, exactly."""
         gains = self.gains
         assert gains is not None
-        reach = min(self.norm_grid.magnitude, math.isqrt(self.features << 2 * self.norm.frac_bits) + 2)
-        product = reach * gains.grid.magnitude
+        product = min(self.norm_grid.magnitude, self.largest()) * gains.grid.magnitude
         offset = 0
         if self.bias is not None:
             largest = self.bias.detach().abs().amax().item()

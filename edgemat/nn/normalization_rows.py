@@ -33,6 +33,7 @@ _LIMIT = 1 << 62
 _POINT_LIMIT = 40  # binary points with which nothing leaves the range of a float32
 _LANES = 64
 _SMALL = 1 << 15
+_DOUBLE_FLOAT, _DOUBLES = 1, 2  # as in native/norm_rows.c
 _SATURATING = ("SAT", "SAT_SYM")
 
 
@@ -149,8 +150,11 @@ class NormQuantize(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, gain: Tensor | None, bias: Tensor | None, frac: Tensor | None, setting: RowSetting
     ) -> Tensor:
-        found = native_forward(x, gain, bias, setting)
-        y = setting.result(x, gain, bias) if found is None else found
+        ctx.passes = _passes(x, gain, setting)
+        if ctx.passes is None:
+            y = setting.result(x, gain, bias)
+        else:
+            y = native_forward(ctx.passes, x, gain, bias, setting)
         ctx.setting = setting
         ctx.interval = setting.interval()
         ctx.save_for_backward(x, gain, bias, y if setting.quantizer is not None else None)
@@ -160,10 +164,9 @@ class NormQuantize(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, gain, bias, y = ctx.saved_tensors
         setting, df = ctx.setting, None
-        if not torch.is_grad_enabled():
-            found = native_backward(grads[0], x, gain, bias, y if ctx.needs_input_grad[3] else None, ctx)
-            if found is not None:
-                return *found, None
+        if ctx.passes is not None and not torch.is_grad_enabled():
+            point = y if ctx.needs_input_grad[3] else None
+            return *native_backward(ctx.passes, grads[0], x, gain, bias, point, ctx.interval, setting.real_eps()), None
         real, g = x.float(), grads[0].float()
         weight = None if gain is None else gain.float()
         once_more = _CentredRows if setting.layer.centred else _Rows
@@ -227,9 +230,22 @@ class _Passes(ctypes.Structure):
     )
 
 
-def _passes(x: Tensor, setting: RowSetting) -> _Passes:
-    """The settings of the native passes over `x`, but for the carriers."""
-    layer, q, features = setting.layer, setting.quantizer, setting.layer.features
+def _moderate(setting: RowSetting) -> bool:
+    """Whether no binary point is so far from 0 that float32 and float64 could differ in range."""
+    gains, q = setting.layer.gains, setting.quantizer
+    points = (setting.exponent, 0 if gains is None else gains.exponent(), 0 if q is None else q.exponent())
+    return max(map(abs, points)) <= _POINT_LIMIT
+
+
+def _passes(x: Tensor, gain: Tensor | None, setting: RowSetting) -> _Passes | None:
+    """The settings of the native passes over `x`; None where torch must do it."""
+    x = x.contiguous() if x.is_cpu else x
+    if native.kernel(x, *(() if gain is None else (gain,))) is None or not _moderate(setting):
+        return None
+    product, carrier = setting.carriers()
+    layer, q, features, grid = setting.layer, setting.quantizer, setting.layer.features, setting.layer.norm_grid
+    if (carrier if q is None else q.grid.carrier) != torch.float32:
+        return None
     made = _Passes(x.numel() // features, features)
     square = setting.magnitude**2
     made.block = (FLOAT32_EXACT - 1) // square // _LANES * _LANES
@@ -238,73 +254,75 @@ def _passes(x: Tensor, setting: RowSetting) -> _Passes:
     made.largest, made.offset, made.root = setting.magnitude, setting.offset, setting.root
     made.threads = torch.get_num_threads() if x.numel() > _SMALL else 1
     made.centred, made.shift, made.scale = layer.centred, setting.first_shift, math.ldexp(1.0, setting.exponent)
-    grid = layer.norm_grid
     made.norm_low, made.norm_high = grid.low, grid.high
     made.norm_rounding, made.norm_overflow = ROUNDINGS.index(grid.rounding), OVERFLOWS.index(grid.overflow)
-    made.common = grid.rounding == "RND" and grid.overflow in _SATURATING
+    widest = setting.reach << _MANTISSA_BITS
+    common = grid.rounding == "RND" and grid.overflow in _SATURATING and 2 * widest <= FLOAT64_EXACT
     if q is not None:
         made.quantised, made.relu, made.step = 1, q.relu, math.ldexp(1.0, -q.exponent())
         clamps = q.grid.overflow in _SATURATING
         made.low, made.high = max(q.grid.low, 0) if q.relu and clamps else q.grid.low, q.grid.high
         made.rounding, made.overflow = ROUNDINGS.index(q.grid.rounding), OVERFLOWS.index(q.grid.overflow)
-        made.common = made.common and q.grid.rounding == "RND" and clamps
+        common = common and q.grid.rounding == "RND" and clamps
+    made.common = common
+    if carrier == torch.float64 or not common:
+        made.wide = _DOUBLES
+    elif product == torch.float64 or layer.centred or 2 * max(widest, layer.largest()) > FLOAT32_EXACT:
+        made.wide = _DOUBLE_FLOAT
     return made
 
 
-def _moderate(setting: RowSetting) -> bool:
-    """Whether no binary point is so far from 0 that float32 and float64 could differ in range."""
-    gains, q = setting.layer.gains, setting.quantizer
-    points = (setting.exponent, 0 if gains is None else gains.exponent(), 0 if q is None else q.exponent())
-    return max(map(abs, points)) <= _POINT_LIMIT
-
-
-def native_forward(x: Tensor, gain: Tensor | None, bias: Tensor | None, setting: RowSetting) -> Tensor | None:
-    """`RowSetting.result` in one native pass; None where torch must do it."""
+def native_forward(passes: _Passes, x: Tensor, gain: Tensor | None, bias: Tensor | None, setting: RowSetting) -> Tensor:
+    """`RowSetting.result` in one native pass."""
     from edgemat.ops.reciprocal_root import TABLE
 
-    x = x.contiguous() if x.is_cpu else x
-    library = native.kernel(x, *(() if gain is None else (gain,)))
-    if library is None or not _moderate(setting):
-        return None
-    product, carrier = setting.carriers()
-    leaving = carrier if setting.quantizer is None else setting.quantizer.grid.carrier
-    if leaving != torch.float32:
-        return None
-    made = _passes(x, setting)
-    if carrier == torch.float64 or not made.common:
-        made.wide, carrier = 2, torch.float64
-    else:
-        made.wide = int(product == torch.float64)
+    x = x.contiguous()
+    carrier = torch.float64 if passes.wide == _DOUBLES else torch.float32
     # Twice the quantiser's codes: what its rounding starts from.
-    step = 1.0 if setting.quantizer is None else 2.0 / made.step
-    gains = torch.ones(made.features, dtype=carrier) if gain is None else gain.to(carrier)
+    step = 2.0 / passes.step if passes.quantised else 1.0
+    gains = torch.ones(passes.features, dtype=carrier) if gain is None else gain.to(carrier)
     gains = gains * math.ldexp(step, -setting.layer.norm.frac_bits)
     biases = torch.zeros_like(gains) if bias is None else (bias * step).to(carrier)
     y = torch.empty_like(x)
     places = (t.data_ptr() for t in (y, x, gains, biases))
-    library.edgemat_rows_forward(ctypes.addressof(made), *places, TABLE.ctypes.data)
+    _library().edgemat_rows_forward(ctypes.addressof(passes), *places, TABLE.ctypes.data)
     return y
 
 
 def native_backward(
-    g: Tensor, x: Tensor, gain: Tensor | None, bias: Tensor | None, y: Tensor | None, ctx: Any
-) -> tuple[Tensor | None, ...] | None:
-    """Gradients of x, gain, bias and (where y is given) the quantiser's binary point; None where torch must do it."""
-    if not x.is_cpu:
-        return None
-    g, x = g.contiguous(), x.contiguous()
-    library = native.kernel(g, x, *(t for t in (gain, y) if t is not None))
-    if library is None or not _moderate(ctx.setting):
-        return None
-    made = _passes(x, ctx.setting)
-    n = made.features
+    passes: _Passes,
+    g: Tensor,
+    x: Tensor,
+    gain: Tensor | None,
+    bias: Tensor | None,
+    y: Tensor | None,
+    interval: tuple[float, float],
+    eps: float,
+) -> tuple[Tensor | None, ...]:
+    """Gradients of x, gain, bias and (where y is given) the quantiser's binary point, in one native pass.
+
+    Args:
+        passes: What forward was done with.
+        g: Gradient of the result.
+        x: The rows.
+        gain: As deployed, or None.
+        bias: As deployed, or None.
+        y: The result, or None.
+        interval: Where the quantiser passes gradients.
+        eps: Added to the mean square.
+    """
+    g, x, n = g.to(torch.float32).contiguous(), x.contiguous(), passes.features
     gains = torch.ones(n) if gain is None else gain
     biases = torch.zeros(n) if bias is None else bias.float()
     dx, found = torch.empty_like(x), torch.empty(2 * n + 1)
-    room = ctypes.create_string_buffer(made.threads * 2 * n * 12)
+    room = ctypes.create_string_buffer(passes.threads * 2 * n * 12)
     places = (None if t is None else t.data_ptr() for t in (dx, found, g, x, y, gains, biases))
-    library.edgemat_rows_backward(
-        ctypes.addressof(made), *places, ctx.setting.real_eps(), *ctx.interval, ctypes.addressof(room)
-    )
+    _library().edgemat_rows_backward(ctypes.addressof(passes), *places, eps, *interval, ctypes.addressof(room))
     dgain, dbias = (None if t is None else found[i * n : (i + 1) * n] for i, t in enumerate((gain, bias)))
     return dx, dgain, dbias, None if y is None else found[2 * n].reshape(())
+
+
+def _library() -> ctypes.CDLL:
+    library = native.load()
+    assert library is not None, "who made the settings has seen it"
+    return library

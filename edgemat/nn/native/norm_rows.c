@@ -31,7 +31,7 @@ typedef struct {
     int64_t offset;  /* what eps adds to the total of a row */
     int64_t root;    /* sqrt(k), 31 bits */
     int32_t threads, centred, shift, wide;
-    int32_t common; /* both formats round half up and saturate */
+    int32_t common; /* both formats round half up and saturate, and doubles have a bit to spare */
     int32_t quantised, relu;
     int32_t norm_rounding, norm_overflow, rounding, overflow;
     double scale;
@@ -96,8 +96,8 @@ static Sums sums_of(const EdgematRows* s, const float* x) {
     return found;
 }
 
-/* 2 * sqrt(k / total) in LSBs of the norm's format. */
-static double twice_scale(const EdgematRows* s, int64_t found, const int64_t* table) {
+/* sqrt(k / total) in LSBs of the norm's format. */
+static double scale_of(const EdgematRows* s, int64_t found, const int64_t* table) {
     const int64_t with_eps = found < 0 ? 0 : found + s->offset;
     const uint64_t total = with_eps < 1 ? 1 : (uint64_t)with_eps;
     const int exponent = (65 - __builtin_clzll(total)) >> 1; /* 4**(exponent - 1) <= total < 4**exponent */
@@ -108,7 +108,7 @@ static double twice_scale(const EdgematRows* s, int64_t found, const int64_t* ta
     const uint64_t b = (a * ((3ULL << 30) - t)) >> 16;
     const uint64_t product = b * (uint64_t)s->root;
     const int doubled = (int)(product >> 61);
-    return ldexp((double)(product >> (45 + doubled)), 1 - s->shift - (exponent - doubled));
+    return ldexp((double)(product >> (45 + doubled)), doubled - exponent - s->shift);
 }
 
 /* -- forward ------------------------------------------------------------------------- */
@@ -148,17 +148,18 @@ static double overflowed(double code, double low, double high, int32_t mode) {
     return code - floor((code - low) / codes) * codes;
 }
 
-/* Gain and bias are in half LSBs of the quantiser, or where there is none in units of the result. */
+/* Gain and bias are in half LSBs of the quantiser, or where there is none in units of the result; `common`
+ * promises that one half more than a product with the mantissa is exact, too. */
 ALWAYS void row_forward(const EdgematRows* s, int wide, int quantised, float* y, const float* x,
-                        const void* gain, const void* bias, double centre, double twice) {
+                        const void* gain, const void* bias, double centre, double scale) {
     const EdgematRows k = *s;
-    const double times = k.scale * (k.centred ? (double)k.features : 1.0);
+    const double factor = k.scale * (k.centred ? (double)k.features : 1.0) * scale,
+                 less = centre * scale - 0.5;
     if (wide == DOUBLES) {
         const double *g = gain, *b = bias;
 #pragma omp simd
         for (int64_t i = 0; i < k.features; i++) {
-            const double z =
-                clamped_wide(half_up_wide((x[i] * times - centre) * twice), k.norm_low, k.norm_high);
+            const double z = clamped_wide(floor(x[i] * factor - less), k.norm_low, k.norm_high);
             const double t = z * g[i] + b[i];
             y[i] = (float)(quantised ? clamped_wide(half_up_wide(t), k.low, k.high) * k.step : t);
         }
@@ -166,15 +167,11 @@ ALWAYS void row_forward(const EdgematRows* s, int wide, int quantised, float* y,
     }
     const float *g = gain, *b = bias;
     const float low = (float)k.low, high = (float)k.high, step = (float)k.step;
-    const float norm_low = (float)k.norm_low, norm_high = (float)k.norm_high;
-    const float narrow_times = (float)times, narrow_centre = (float)centre, narrow_twice = (float)twice;
+    const float norm_low = (float)k.norm_low, norm_high = (float)k.norm_high, narrow = (float)factor;
 #pragma omp simd
     for (int64_t i = 0; i < k.features; i++) {
-        float z;
-        if (wide == FLOATS)
-            z = half_up((x[i] * narrow_times - narrow_centre) * narrow_twice);
-        else
-            z = (float)half_up_wide((x[i] * times - centre) * twice);
+        /* FLOATS are not centred. */
+        const float z = wide == FLOATS ? floorf(x[i] * narrow + 0.5f) : (float)floor(x[i] * factor - less);
         const float t = clamped(z, norm_low, norm_high) * g[i] + b[i];
         y[i] = quantised ? clamped(half_up(t), low, high) * step : t;
     }
@@ -182,10 +179,10 @@ ALWAYS void row_forward(const EdgematRows* s, int wide, int quantised, float* y,
 
 /* The same in every mode. */
 static void row_forward_any(const EdgematRows* s, float* y, const float* x, const double* gain,
-                            const double* bias, double centre, double twice) {
+                            const double* bias, double centre, double scale) {
     const double times = s->scale * (s->centred ? (double)s->features : 1.0);
     for (int64_t i = 0; i < s->features; i++) {
-        const double code = rounded((x[i] * times - centre) * twice, s->norm_rounding);
+        const double code = rounded((x[i] * times - centre) * scale * 2.0, s->norm_rounding);
         double t = overflowed(code, s->norm_low, s->norm_high, s->norm_overflow) * gain[i] + bias[i];
         if (s->quantised) {
             t = s->relu && t < 0.0 ? 0.0 : t;
@@ -197,7 +194,7 @@ static void row_forward_any(const EdgematRows* s, float* y, const float* x, cons
 
 #define WITH(WIDE, QUANTISED)                                                             \
     case (WIDE) * 2 + (QUANTISED):                                                        \
-        row_forward(s, WIDE, QUANTISED, y + at, x + at, gain, bias, found.centre, twice); \
+        row_forward(s, WIDE, QUANTISED, y + at, x + at, gain, bias, found.centre, scale); \
         break
 
 /* Values; `table` as in edgemat/ops/reciprocal_root.py. */
@@ -207,7 +204,7 @@ void edgemat_rows_forward(const EdgematRows* s, float* y, const float* x, const 
     for (int64_t row = 0; row < s->rows; row++) {
         const int64_t at = row * s->features;
         const Sums found = sums_of(s, x + at);
-        const double twice = twice_scale(s, found.total, table);
+        const double scale = scale_of(s, found.total, table);
         switch (s->common ? s->wide * 2 + s->quantised : -1) {
             WITH(FLOATS, 0);
             WITH(FLOATS, 1);
@@ -216,7 +213,7 @@ void edgemat_rows_forward(const EdgematRows* s, float* y, const float* x, const 
             WITH(DOUBLES, 0);
             WITH(DOUBLES, 1);
             default:
-                row_forward_any(s, y + at, x + at, gain, bias, found.centre, twice);
+                row_forward_any(s, y + at, x + at, gain, bias, found.centre, scale);
         }
     }
 }
