@@ -1,7 +1,7 @@
 """How a layer exports trits whose scale is not a binary point: constants that multiply its sums, and maybe its inputs.
 
-``y = behind * (trits @ (before * x)) + b``, every step exact: an `Affine` along axis 1, or, where the outputs of a
-Linear lie on the last of three axes and more, a multiplication by a constant and an addition of one.
+``y = behind * (trits @ (before * x)) + b``, every step exact, by an `Affine` along axis 1. Where the channels of a
+Linear lie on the last of three axes and more, that axis changes its place in front of the `Affine` and behind it.
 """
 
 from __future__ import annotations
@@ -29,28 +29,13 @@ def freeze_scales(layer: WeightedLayer, scales: Scales, codes: Tensor) -> None:
     """
     trits = torch.where(codes < 0, -1, 1) if scales.trits.bipolar else codes.sign()
     layer.register_buffer("weight_codes", trits.to(torch.int32))
-    behind = scales.behind[0].expand(layer.outputs).contiguous()
-    stated = layer._formats.get("b_format")
-    parts = {"scale": (behind, scales.behind[1])}
-    if stated is not None:
-        parts["bias"] = layer.bias_codes, Fixed.parse(stated)
+    behind = scales.behind[0].expand(layer.outputs).contiguous().to(torch.int32)
+    layer.register_buffer("scale_codes", behind)
+    layer.register_buffer("no_bias", torch.zeros_like(behind))
     if scales.before is not None:
-        parts["input_scale"] = scales.before
-        layer.register_buffer("no_input_bias", torch.zeros_like(scales.before[0], dtype=torch.int32))
-    layer.register_buffer("no_bias", torch.zeros_like(behind, dtype=torch.int32))
-    for name, (values, fmt) in parts.items():
-        layer.register_buffer(f"{name}_codes", values.to(torch.int32))
-        wide, text = _aligned(values, fmt)
-        layer.register_buffer(f"{name}_constant", wide)
-        layer._formats[f"{name}_constant"] = text
-
-
-def _aligned(codes: Tensor, fmt: Fixed) -> tuple[Tensor, str]:
-    """A constant operand with one binary point, the finest of its channels', and its format."""
-    fracs = torch.tensor(fmt.fracs).expand(codes.shape)
-    wide = codes.to(torch.int64) << (fmt.finest - fracs)
-    width = min(64, max(fmt.width, int(wide.abs().max()).bit_length() + 1))
-    return wide if width > 32 else wide.to(torch.int32), str(Fixed(width, width - fmt.finest))
+        before = scales.before[0].to(torch.int32)
+        layer.register_buffer("input_scale_codes", before)
+        layer.register_buffer("no_input_bias", torch.zeros_like(before))
 
 
 def emit_scaled(layer: WeightedLayer, scales: Scales, x: Tensor, formats: dict[str, Any]) -> Tensor:
@@ -76,18 +61,12 @@ def _multiply(
     layer: WeightedLayer, x: Tensor, scale: tuple[str, Fixed], bias: tuple[str, str | None], last: bool
 ) -> Tensor:
     """``scale * x + bias`` along axis 1, or along the last axis of three and more where `last` says so."""
-    scales, formats = layer._scales, layer._formats
+    scales = layer._scales
     assert scales is not None
     name, stated = bias
-    if not last:
-        own: dict[str, Any] = {} if stated is None else {"b_format": stated}
-        own |= {"khot": scales.khot} if scales.khot is not None else {}
-        codes = getattr(layer, f"{scale[0]}_codes")
-        return emit("Affine", (x, codes, getattr(layer, name)), x.shape, a_format=str(scale[1]), **own)
-    y = x * _constant(layer, f"{scale[0]}_constant", formats)
-    return y if stated is None else y + _constant(layer, "bias_constant", formats)
-
-
-def _constant(layer: WeightedLayer, name: str, formats: dict[str, Any]) -> Tensor:
-    codes = getattr(layer, name)
-    return emit("Constant", (codes,), codes.shape, y_format=formats[name])
+    own: dict[str, Any] = {} if stated is None else {"b_format": stated}
+    own |= {"khot": scales.khot} if scales.khot is not None else {}
+    x = x.movedim(-1, 1) if last else x
+    codes = getattr(layer, f"{scale[0]}_codes")
+    y = emit("Affine", (x, codes, getattr(layer, name)), x.shape, a_format=str(scale[1]), **own)
+    return y.movedim(1, -1) if last else y

@@ -15,6 +15,7 @@ from edgemat.errors import FormatError, LoweringError
 from edgemat.lower.reader import read
 from edgemat.nn import FixedQuantizer, TernaryConv1d, TernaryConv2d, TernaryLinear, TernaryQuantizer
 from edgemat.nn.ternary_rank1 import SPREAD, Rank1Quantizer
+from edgemat.report.inspection import inspect
 
 KINDS = ("absmean", "learned", "b1.58", "binary", "onebit")
 SETTINGS = [
@@ -169,6 +170,10 @@ def test_sequences_keep_their_axes(tmp_path: Path) -> None:
     x = 3 * torch.randn(4, 3, 6)
     edgemat.to_onnx(net, (x[:2],), tmp_path / "net.onnx")
     assert np.array_equal(edgemat.Simulator(tmp_path / "net.onnx")(x.numpy()), net(x).detach().numpy())
+    by_operator = {n.operator: n.multiplies for n in inspect(tmp_path / "net.onnx").nodes if n.multiplies}
+    assert by_operator == {"Affine": 3 * 6}  # of the fixed multiplier alone: powers of two are shifts, on rows as well
+    report = edgemat.verify(tmp_path / "net.onnx", x.numpy(), module=net, backends=["reference", "onnx", "mcu"])
+    assert report.ok
 
 
 def test_conv1d_and_a_recipe_of_ternary_weights(tmp_path: Path) -> None:
