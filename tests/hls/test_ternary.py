@@ -268,15 +268,20 @@ def test_the_packed_project_takes_a_quarter_of_a_byte_a_weight():
         ({"weights": "flash"}, "weights is 'flash', expected one of auto, rom, uram, axi"),
         ({"weights": "axe"}, "did you mean 'axi'"),
         ({"packing": "1.5"}, "packing is '1.5', expected one of 2, 1.6"),
-        ({"packing": 2}, "packing is 2, expected one of 2, 1.6"),
+        ({"packing": 2}, "packing is the number 2, expected the text '2'; put it in quotes"),
+        ({"packing": 1.6}, "packing is the number 1.6, expected the text '1.6'"),
+        ({"packing": ["2"]}, "packing is ['2'], expected one of 2, 1.6"),
+        ({"weights": None}, "weights is None, expected one of auto"),
         ({"axi_bits": 100}, "axi_bits is 100, expected one of 32, 64"),
+        ({"axi_bits": 128.0}, "axi_bits is 128.0, expected one of 32, 64"),
+        ({"axi_bits": True}, "axi_bits is True, expected one of 32, 64"),
     ],
 )
 def test_a_bad_choice_is_refused(options, words):
     with pytest.raises(PlanError) as error:
         Plan(**options)
     assert words in str(error.value)
-    if "axi_bits" not in options:
+    if "axi_bits" not in options and None not in options.values():  # None leaves a node to the project's choice
         with pytest.raises(PlanError):
             NodePlan(**options)
 

@@ -112,7 +112,7 @@ class Plan:
     def __post_init__(self) -> None:
         for name, known in (("io", IO), ("products", PRODUCTS), ("weights", WEIGHTS), ("packing", PACKINGS)):
             _check_word(name, getattr(self, name), known)
-        if isinstance(self.axi_bits, bool) or self.axi_bits not in AXI_BITS:
+        if not isinstance(self.axi_bits, int) or self.axi_bits not in AXI_BITS:
             raise PlanError(f"axi_bits is {self.axi_bits!r}, expected one of {', '.join(map(str, AXI_BITS))}")
         for name in ("reuse", "beat_bits"):
             value = getattr(self, name)
@@ -242,6 +242,8 @@ def _check_keys(table: Mapping[str, Any], known: list[str], where: str) -> None:
 def _check_word(name: str, value: Any, known: tuple[Any, ...]) -> None:
     if value not in known:
         words = [word for word in known if word is not None]
+        if str(value) in words:
+            raise PlanError(f"{name} is the number {value!r}, expected the text {str(value)!r}; put it in quotes")
         raise PlanError(f"{name} is {value!r}, expected one of {', '.join(words)}{_nearest(str(value), words)}")
 
 
