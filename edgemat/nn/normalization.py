@@ -8,6 +8,7 @@ and bias as they are deployed, and of the quantiser behind them, with which the 
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -30,6 +31,11 @@ def norm_format(features: int, width: int = NORM_WIDTH) -> Fixed:
     """The finest format of `width` bits that holds every normalised value of a row: none exceeds sqrt(features)."""
     whole = (math.isqrt(features) + 1).bit_length()
     return Fixed(width, whole + 1)
+
+
+@lru_cache(maxsize=256)
+def _bias_format(frac: int) -> Fixed:
+    return Fixed(32, 0).with_frac(frac)
 
 
 class QuantRowNorm(QuantLayer):
@@ -103,7 +109,7 @@ class QuantRowNorm(QuantLayer):
         """Format of the bias: 32 bits on the grid of norm times gain."""
         gains = self.gains
         assert gains is not None
-        return Fixed(32, 0).with_frac(self.norm.frac_bits + gains.exponent())
+        return _bias_format(self.norm.frac_bits + gains.exponent())
 
     def largest(self) -> int:
         """A bound of the normalised values in LSBs, before their overflow."""

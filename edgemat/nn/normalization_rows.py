@@ -64,6 +64,7 @@ class RowSetting:
         self.exponent = source.exponent()
         self.magnitude = source.grid.magnitude
         self.quantizer = quantizer
+        self.point = 0 if quantizer is None else quantizer.exponent()
         self.eps = layer.eps_code()
         self.root, half = root_of(1 if layer.centred else layer.features)
         self.first_shift = UNIT_BITS - half - layer.norm.frac_bits
@@ -119,7 +120,7 @@ class RowSetting:
         y, q = self.affine(x, gain, bias), self.quantizer
         if q is None:
             return y
-        y = quantize_codes(y, q.grid, math.ldexp(1.0, q.exponent()), q.relu).mul_(math.ldexp(1.0, -q.exponent()))
+        y = quantize_codes(y, q.grid, math.ldexp(1.0, self.point), q.relu).mul_(math.ldexp(1.0, -self.point))
         return y.to(q.grid.carrier)
 
     def carriers(self) -> tuple[torch.dtype, torch.dtype]:
@@ -133,7 +134,7 @@ class RowSetting:
         q = self.quantizer
         if q is None or q.grid.overflow == "WRAP":
             return -math.inf, math.inf
-        return open_interval(q.grid, q.exponent(), q.relu, False)
+        return open_interval(q.grid, self.point, q.relu, False)
 
     def real_eps(self) -> float:
         """What backward adds to the mean square: a row of zeros has a finite gradient.
@@ -232,8 +233,8 @@ class _Passes(ctypes.Structure):
 
 def _moderate(setting: RowSetting) -> bool:
     """Whether no binary point is so far from 0 that float32 and float64 could differ in range."""
-    gains, q = setting.layer.gains, setting.quantizer
-    points = (setting.exponent, 0 if gains is None else gains.exponent(), 0 if q is None else q.exponent())
+    gains = setting.layer.gains
+    points = (setting.exponent, setting.point, 0 if gains is None else gains.exponent())
     return max(map(abs, points)) <= _POINT_LIMIT
 
 
@@ -259,7 +260,7 @@ def _passes(x: Tensor, gain: Tensor | None, setting: RowSetting) -> _Passes | No
     widest = setting.reach << _MANTISSA_BITS
     common = grid.rounding == "RND" and grid.overflow in _SATURATING and 2 * widest <= FLOAT64_EXACT
     if q is not None:
-        made.quantised, made.relu, made.step = 1, q.relu, math.ldexp(1.0, -q.exponent())
+        made.quantised, made.relu, made.step = 1, q.relu, math.ldexp(1.0, -setting.point)
         clamps = q.grid.overflow in _SATURATING
         made.low, made.high = max(q.grid.low, 0) if q.relu and clamps else q.grid.low, q.grid.high
         made.rounding, made.overflow = ROUNDINGS.index(q.grid.rounding), OVERFLOWS.index(q.grid.overflow)

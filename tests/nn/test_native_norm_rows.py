@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import re
 import subprocess
 from itertools import product
 from pathlib import Path
@@ -93,6 +94,18 @@ def both(layer: QuantRowNorm, x: Tensor) -> tuple[Tensor, Tensor]:
     passes = normalization_rows._passes(x, parameters[0], setting)
     assert passes is not None
     return native_forward(passes, x, *parameters, setting), setting.result(x, *parameters)
+
+
+def test_the_settings_have_the_members_of_the_c_structure() -> None:
+    """Names, types and order, and with them the size: nothing else would notice a member that moved."""
+    source = Path(native.__file__).with_name("norm_rows.c").read_text("utf-8")
+    found = re.search(r"typedef struct \{(.*?)\} EdgematRows;", source, re.DOTALL)
+    assert found is not None
+    text = re.sub(r"/\*.*?\*/", "", found[1], flags=re.DOTALL)
+    kinds = {"int64_t": ctypes.c_int64, "int32_t": ctypes.c_int32, "double": ctypes.c_double}
+    lines = re.findall(r"(\w+) ([\w, ]+);", text)
+    members = [(name, kinds[kind]) for kind, names in lines for name in names.split(", ")]
+    assert len(members) > 20 and members == list(normalization_rows._Passes._fields_)
 
 
 @pytest.mark.parametrize("relu", [False, True])
