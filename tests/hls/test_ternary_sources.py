@@ -13,6 +13,9 @@ import pytest
 import edgemat
 from edgemat.errors import ToolchainError
 from edgemat.lower import read
+from edgemat.op import Call
+from edgemat.ops import BY_NAME
+from edgemat.ops.cases import constant, tensor
 from edgemat.report import inspect
 from edgemat.targets import toolchain
 from edgemat.targets.apheaders import require_ap_headers
@@ -30,7 +33,7 @@ PLANS = {
 }
 TERNARY = "fixed<2,0,RND,SAT_SYM>"
 # clang-format sets a space on both sides of a multiplication, and none before a pointer's star.
-PRODUCT = re.compile(r"[^\n;{]* \* [^\n;{]*")
+PRODUCT = re.compile(r"[^\n;{]* \*=? [^\n;{]*")
 SIZE = re.compile(r" \* (C::(in|out|kernel|stride|dilation)_\w+|C::(rows|pe|simd|chunks|row_bytes|step_words)\b"
                   r"|CHANNELS\b|GROUPS\b|group_channels\b|word_bytes<W>::count)")  # fmt: skip
 NO_PRODUCTS = """
@@ -78,7 +81,7 @@ def preprocessed(made, folder):
 
 def products_of_codes(text):
     """Lines with a multiplication whose right factor is not a size of the layer."""
-    lines = [line for line in PRODUCT.findall(text) if " * " in SIZE.sub("", line)]
+    lines = [line for line in PRODUCT.findall(text) if PRODUCT.match(SIZE.sub("", line))]
     return [line.strip() for line in lines]
 
 
@@ -93,6 +96,31 @@ def test_the_source_of_a_ternary_network_multiplies_positions_only(compiler, fil
 def test_the_source_of_another_network_multiplies(compiler, files, tmp_path):
     text = preprocessed(project(read(files["ordinary"]), Plan()), tmp_path)
     assert any("Sum(operand(a))" in line for line in products_of_codes(text))
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("sum += codes[C::tap(i)];", "sum += codes[C::tap(i)] * 1;"),
+        ("sum -= codes[C::tap(i)];", "sum -= 1 * codes[C::tap(i)];"),
+        ("sum += ((code ^ -minus) + minus) &", "sum += code *"),
+        (".total();", ".total(), partial[p] *= 1;"),
+    ],
+    ids=["tree", "left", "packed", "compound"],
+)
+def test_one_product_put_in_is_seen(compiler, files, tmp_path, old, new):
+    made = project(read(files["ternary"]), PLANS["folded"])
+    found = made.files(vectors=False)
+    unit = "include/edgemat/ternary.hpp"
+    assert found[unit].count(old.encode()) == 1
+
+    class Multiplying:
+        top = made.top
+
+        def files(self, **_):
+            return found | {unit: found[unit].replace(old.encode(), new.encode())}
+
+    assert len(products_of_codes(preprocessed(Multiplying(), tmp_path))) == 1
 
 
 @pytest.mark.parametrize("plan", PLANS)
@@ -116,6 +144,10 @@ def test_no_code_is_multiplied_where_that_does_not_compile(compiler, files, tmp_
 def test_nothing_multiplies_by_count(files):
     assert inspect(files["ternary"]).totals["multiplies"] == 0
     assert inspect(files["ordinary"]).totals["multiplies"] > 0
+    w = constant("fixed<2,0,RND,SAT>", np.array([[1]]))
+    attrs = {"w_format": "fixed<2,0,RND,SAT>"}  # may hold -2: one weight, one multiplication
+    call = Call(BY_NAME["Linear"], "one", [tensor("fixed<8,3>", (None, 1)), w[0]], attrs, {1: w[1]})
+    assert call.op.cost(call).multiplies == 1
     for plan in PLANS.values():
         cost = model_cost(read(files["ternary"]), plan)
         assert cost.multipliers == cost.macs == 0 and cost.adders > 0 and cost.adder_luts > cost.adders

@@ -259,6 +259,11 @@ def bodies(text: str, name: str) -> list[str]:
     return found
 
 
+def products(body: str) -> list[tuple[str, str]]:
+    """The factors around each multiplication sign of C code."""
+    return re.findall(r"([\w\])]+)\s*\*=?\s*([\w(]+)", re.sub(r'"[^"]*"|(?:\w+_t|void)\s*\*', "", body))
+
+
 WEIGHT_PRODUCT = r"\bw(?:eight)?\[[^]]*\]\s*\)*\s*\*|\*\s*\(*(?:\w+\)\s*)?\(*w(?:eight)?\["
 
 
@@ -269,10 +274,15 @@ def test_no_weight_is_multiplied(thumb, tmp_path) -> None:
     text = preprocessed(cases, thumb, tmp_path / "ternary")
     packed = bodies(text, r"__trits_(?:fill|blocks|add\d|sums|results)") + bodies(text, r"em_thumb_\w+")
     assert len(packed) >= 15
+    counts = {("pass", "5"), ("whole", "5"), ("28", "(5"), ("28", "(")}
     for body in packed:
-        products = re.findall(r"([\w\])]+)\s*\*\s*([\w(]+)", re.sub(r'"[^"]*"|(?:\w+_t|void)\s*\*', "", body))
-        assert set(products) <= {("pass", "5"), ("whole", "5"), ("28", "(5"), ("28", "(")}, products
+        assert set(products(body)) <= counts, products(body)
         assert not re.search(r"\b(mul|mla|smul\w+|smla\w+)\b", body)
+    # Controls: one product put into a kernel.
+    one = next(body for body in packed if "t0[w[(0)]]" in body)
+    for product in ("t0[w[(0)]] * x[0]", "t0[w[(0)]]*3", "w[(0)] * t0[0]"):
+        changed = one.replace("t0[w[(0)]]", product, 1)
+        assert not set(products(changed)) <= counts or re.search(WEIGHT_PRODUCT, changed)
     assert not re.search(WEIGHT_PRODUCT, text)
     w, codes = constant("fixed<8,1>", cases[0].constants[1])
     attrs = {**cases[0].attrs, "w_format": "fixed<8,1>"}
