@@ -96,63 +96,67 @@ def activation_quantizer(
     return FixedQuantizer(spec.format, relu=relu, role=role)
 
 
+_ELSEWHERE = "a rule for this layer can state another format of its weights, or leave the other setting out"
+
+
+def _grouped(spec: WeightSpec) -> bool:
+    return spec.groups not in ("tensor", "channel") and spec.format.int_bits is None
+
+
+def _refuse_both(label: str, setting: str, remedy: str, *others: tuple[str, bool]) -> None:
+    """Refuses a setting together with any of the others that is there."""
+    for other, there in others:
+        if there:
+            raise FormatError(f"{label} has {setting} and {other}, expected one of the two; {remedy}")
+
+
 def _check_ternary(spec: WeightSpec, label: str) -> None:
     """Refuses what trits cannot be combined with."""
-    for found, wrong in (
+    _refuse_both(
+        label,
+        f"ternary={spec.ternary!r}",
+        _ELSEWHERE,
         (f"weights in groups of {spec.groups!r}", spec.groups not in ("tensor", "channel")),
         ("a learned width", spec.learn_width),
         (f"khot={spec.khot}", spec.khot is not None),
         ("a bound on its accumulator", spec.accumulator is not None),
         ("points from statistics", spec.points != "learned"),
-    ):
-        if wrong:
-            raise FormatError(
-                f"{label} has ternary={spec.ternary!r} and {found}, expected one of the two; a rule for this layer can "
-                "state another format of its weights, or leave the other setting out"
-            )
+    )
 
 
 def _check_bipolar(spec: WeightSpec, label: str) -> None:
     """Refuses what {-1, +1} cannot be combined with."""
-    for found, wrong in (
+    _refuse_both(
+        label,
+        "bipolar weights",
+        _ELSEWHERE,
         ("a learned width", spec.learn_width),
         ("a bound on its accumulator", spec.accumulator is not None),
         ("points from statistics", spec.points != "learned"),
-    ):
-        if wrong:
-            raise FormatError(
-                f"{label} has bipolar weights and {found}, expected one of the two; a rule for this layer can state "
-                "another format of its weights, or leave the other setting out"
-            )
+    )
 
 
 def _check_khot(spec: WeightSpec, label: str) -> None:
     """Refuses what sums of few powers of two cannot be combined with."""
-    grouped = spec.groups not in ("tensor", "channel") and spec.format.int_bits is None
-    for found, wrong in (
+    _refuse_both(
+        label,
+        f"khot={spec.khot}",
+        "leave the other setting out, or state them in rules for different layers",
         ("a learned width", spec.learn_width),
-        ("a binary point per weight or group of inputs", grouped),
+        ("a binary point per weight or group of inputs", _grouped(spec)),
         ("a bound on its accumulator", spec.accumulator is not None),
         ("points from statistics", spec.points != "learned"),
-    ):
-        if wrong:
-            raise FormatError(
-                f"{label} has khot={spec.khot} and {found}, expected one of the two; leave the other setting "
-                "out, or state them in rules for different layers"
-            )
+    )
 
 
 def _check_accumulator(spec: WeightSpec, axis: int, label: str) -> None:
     """Refuses what a bound on the accumulator cannot be combined with."""
-    grouped = spec.groups not in ("tensor", "channel") and spec.format.int_bits is None
-    for found, wrong in (
+    _refuse_both(
+        label,
+        f"accumulator={spec.accumulator}",
+        "a rule for this layer can set accumulator=None, or leave the other setting out",
         ("a learned width", spec.learn_width),
-        ("a binary point per weight or group of inputs", grouped),
+        ("a binary point per weight or group of inputs", _grouped(spec)),
         ("points from statistics", spec.points != "learned"),
         ("a transposed convolution, whose sums overlap", axis != 0),
-    ):
-        if wrong:
-            raise FormatError(
-                f"{label} has accumulator={spec.accumulator} and {found}, expected one of the two; a rule for this "
-                "layer can set accumulator=None, or leave the other setting out"
-            )
+    )
