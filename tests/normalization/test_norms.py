@@ -138,20 +138,31 @@ def rows(*shape: int) -> torch.Tensor:
     return x
 
 
+class Beside(nn.Module):
+    """Every layer on an input of its own, so that one export holds them all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([prepared(name) for name in LAYERS])
+
+    def forward(self, a, b, c, d, e, f, g, h) -> tuple[torch.Tensor, ...]:
+        return tuple(layer(x) for layer, x in zip(self.layers, (a, b, c, d, e, f, g, h), strict=True))
+
+
 @pytest.mark.parametrize("shape", [(30, 24), (8, 3, 24), (6, 2, 3, 24)])
-@pytest.mark.parametrize("name", LAYERS)
-def test_training_eval_and_the_file_give_the_same_codes(name: str, shape: tuple[int, ...], tmp_path) -> None:
-    net, x = nn.Sequential(prepared(name)), rows(*shape)
+def test_training_eval_and_the_file_give_the_same_codes(shape: tuple[int, ...], tmp_path) -> None:
+    net, x = Beside(), tuple(rows(*shape) for _ in LAYERS)
     net.train()
-    net(x)
-    trained = net(x).detach()
+    net(*x)
+    trained = [y.detach() for y in net(*x)]
     net.eval()
-    assert torch.equal(net(x), trained)
-    edgemat.to_onnx(net, (x,), tmp_path / "net.onnx")
-    found = Simulator(tmp_path / "net.onnx")(x.numpy())
-    found = next(iter(found.values())) if isinstance(found, dict) else found
-    assert np.array_equal(np.asarray(found, np.float64), trained.numpy().astype(np.float64))
-    assert not np.array_equal(np.asarray(found), net(x * 1.25).detach().numpy())
+    assert all(torch.equal(y, z) for y, z in zip(net(*x), trained, strict=True))
+    edgemat.to_onnx(net, x, tmp_path / "net.onnx")
+    simulator = Simulator(tmp_path / "net.onnx")
+    found = simulator({name: x[0].numpy() for name in simulator.graph.input_names}).values()
+    for name, y, z, other in zip(LAYERS, found, trained, net(*(each * 1.25 for each in x)), strict=True):
+        assert np.array_equal(np.asarray(y, np.float64), z.numpy().astype(np.float64)), name
+        assert not np.array_equal(np.asarray(y), other.detach().numpy()), name
 
 
 @pytest.mark.parametrize("kind", [QuantRMSNorm, QuantLayerNorm])
