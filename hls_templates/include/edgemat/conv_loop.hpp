@@ -11,18 +11,29 @@
 
 namespace edgemat {
 
+// The outputs of one pixel.
+template <class C, class Dot>
+struct conv_pixel {
+    template <class... Weights>
+    static void run(const typename C::x0_t* taps, typename C::y_t* results, int, int,
+                    const Weights&... weights) {
+#pragma HLS INLINE
+        Dot::template dot<C, C::out_c, window_shape<C>::taps / C::groups, C::in_c, C::groups>(taps, results,
+                                                                                              weights...);
+    }
+};
+
 template <class C, class Dot, class... Weights>
 void conv_pixels(const typename C::x0_t* x, typename C::y_t* y, const Weights&... weights) {
 #pragma HLS INLINE
-    typedef window_shape<C> S;
-    typename C::x0_t taps[S::taps];
+    typename C::x0_t taps[window_shape<C>::taps];
     typename C::y_t pixel[C::out_c];
 #pragma HLS ARRAY_PARTITION variable = taps type = complete
 #pragma HLS ARRAY_PARTITION variable = pixel type = complete
     for (int row = 0; row < C::out_h; row++) {
         for (int col = 0; col < C::out_w; col++) {
             gather_taps<C>(x, row, col, typename C::x0_t(0), taps);
-            Dot::template dot<C, C::out_c, S::taps / C::groups, C::in_c, C::groups>(taps, pixel, weights...);
+            conv_pixel<C, Dot>::run(taps, pixel, row, col, weights...);
             for (int o = 0; o < C::out_c; o++) {
 #pragma HLS UNROLL
                 y[(row * C::out_w + col) * C::out_c + o] = pixel[o];
@@ -35,36 +46,7 @@ template <class C, class Dot, class... Weights>
 void conv_pixels_stream(hls::stream<vec<typename C::x0_t, C::x0_lanes> >& x,
                         hls::stream<vec<typename C::y_t, C::y_lanes> >& y, const Weights&... weights) {
 #pragma HLS INLINE
-    typedef window_shape<C> S;
-    typename C::x0_t lines[S::line_count][C::in_w][C::in_c];
-    typename C::x0_t window[S::extent_h][S::extent_w][C::in_c];
-    typename C::x0_t pixel[C::in_c];
-    typename C::x0_t taps[S::taps];
-    typename C::y_t results[C::out_c];
-#pragma HLS ARRAY_PARTITION variable = lines type = complete dim = 1
-#pragma HLS ARRAY_RESHAPE variable = lines type = complete dim = 3
-// A position reads and writes its own column only; the next position is another column.
-#pragma HLS DEPENDENCE variable = lines type = inter false
-#pragma HLS ARRAY_PARTITION variable = window type = complete dim = 0
-#pragma HLS ARRAY_PARTITION variable = pixel type = complete
-#pragma HLS ARRAY_PARTITION variable = taps type = complete
-#pragma HLS ARRAY_PARTITION variable = results type = complete
-    for (int row = 0; row < S::rows; row++) {
-        for (int col = 0; col < S::cols; col++) {
-            for (int c = 0; c < C::in_c; c++) {
-#pragma HLS UNROLL
-                pixel[c] = 0;
-            }
-            if (S::inside(row, col)) read_elements<C::in_c>(x, pixel);
-            slide<C>(lines, window, pixel, typename C::x0_t(0), col);
-            if (S::completes(row, col)) {
-                select_taps<C>(window, taps);
-                Dot::template dot<C, C::out_c, S::taps / C::groups, C::in_c, C::groups>(taps, results,
-                                                                                        weights...);
-                write_elements<C::out_c>(results, y);
-            }
-        }
-    }
+    each_window<C, conv_pixel<C, Dot>, C::out_c>(x, y, typename C::x0_t(0), weights...);
 }
 
 }  // namespace edgemat

@@ -10,24 +10,39 @@
 
 namespace edgemat {
 
+// The results of one window, channel by channel.
+template <class C, class F>
+struct pool_window {
+    static void run(const typename C::x0_t* taps, typename C::y_t* results, int out_row, int out_col) {
+#pragma HLS INLINE
+        for (int c = 0; c < C::in_c; c++) {
+#pragma HLS UNROLL
+            typename F::state_t state = F::start();
+            for (int k = 0; k < C::kernel_h * C::kernel_w; k++) {
+#pragma HLS UNROLL
+                state = F::step(state, taps[k * C::in_c + c]);
+            }
+            results[c] = F::end(state, out_row, out_col, c);
+        }
+    }
+};
+
 template <class C, class F>
 void pool_array(const typename C::x0_t x[C::in_h * C::in_w * C::in_c],
                 typename C::y_t y[C::out_h * C::out_w * C::in_c]) {
 #pragma HLS INLINE
     typename C::x0_t taps[window_shape<C>::taps];
+    typename C::y_t results[C::in_c];
 #pragma HLS ARRAY_PARTITION variable = taps type = complete
+#pragma HLS ARRAY_PARTITION variable = results type = complete
     for (int row = 0; row < C::out_h; row++) {
         for (int col = 0; col < C::out_w; col++) {
 #pragma HLS PIPELINE II = 1
             gather_taps<C>(x, row, col, F::fill(), taps);
+            pool_window<C, F>::run(taps, results, row, col);
             for (int c = 0; c < C::in_c; c++) {
 #pragma HLS UNROLL
-                typename F::state_t state = F::start();
-                for (int k = 0; k < C::kernel_h * C::kernel_w; k++) {
-#pragma HLS UNROLL
-                    state = F::step(state, taps[k * C::in_c + c]);
-                }
-                y[(row * C::out_w + col) * C::in_c + c] = F::end(state, row, col, c);
+                y[(row * C::out_w + col) * C::in_c + c] = results[c];
             }
         }
     }
@@ -38,44 +53,7 @@ struct streaming_pool {
     static void run(hls::stream<vec<typename C::x0_t, C::x0_lanes> >& x,
                     hls::stream<vec<typename C::y_t, C::y_lanes> >& y) {
 #pragma HLS INLINE
-        typedef window_shape<C> S;
-        typename C::x0_t lines[S::line_count][C::in_w][C::in_c];
-        typename C::x0_t window[S::extent_h][S::extent_w][C::in_c];
-        typename C::x0_t pixel[C::in_c];
-        typename C::x0_t taps[S::taps];
-        typename C::y_t results[C::in_c];
-#pragma HLS ARRAY_PARTITION variable = lines type = complete dim = 1
-#pragma HLS ARRAY_RESHAPE variable = lines type = complete dim = 3
-// A position reads and writes its own column only; the next position is another column.
-#pragma HLS DEPENDENCE variable = lines type = inter false
-#pragma HLS ARRAY_PARTITION variable = window type = complete dim = 0
-#pragma HLS ARRAY_PARTITION variable = pixel type = complete
-#pragma HLS ARRAY_PARTITION variable = taps type = complete
-#pragma HLS ARRAY_PARTITION variable = results type = complete
-        for (int row = 0; row < S::rows; row++) {
-            for (int col = 0; col < S::cols; col++) {
-                for (int c = 0; c < C::in_c; c++) {
-#pragma HLS UNROLL
-                    pixel[c] = F::fill();
-                }
-                if (S::inside(row, col)) read_elements<C::in_c>(x, pixel);
-                slide<C>(lines, window, pixel, F::fill(), col);
-                if (S::completes(row, col)) {
-                    select_taps<C>(window, taps);
-                    for (int c = 0; c < C::in_c; c++) {
-#pragma HLS UNROLL
-                        typename F::state_t state = F::start();
-                        for (int k = 0; k < C::kernel_h * C::kernel_w; k++) {
-#pragma HLS UNROLL
-                            state = F::step(state, taps[k * C::in_c + c]);
-                        }
-                        results[c] = F::end(state, (row - S::extent_h + 1) / C::stride_h,
-                                            (col - S::extent_w + 1) / C::stride_w, c);
-                    }
-                    write_elements<C::in_c>(results, y);
-                }
-            }
-        }
+        each_window<C, pool_window<C, F>, C::in_c>(x, y, F::fill());
     }
 };
 

@@ -105,6 +105,47 @@ void gather_taps(const typename C::x0_t x[C::in_h * C::in_w * C::in_c], int out_
     }
 }
 
+// The results of every complete window of a stream, window by window.
+// \tparam At  At::run(taps, results, out_row, out_col, arguments...) forms those of one window
+// \tparam OUTPUTS  results of a window
+// \param fill  what padding holds
+template <class C, class At, int OUTPUTS, class... Arguments>
+void each_window(hls::stream<vec<typename C::x0_t, C::x0_lanes> >& x,
+                 hls::stream<vec<typename C::y_t, C::y_lanes> >& y, typename C::x0_t fill,
+                 const Arguments&... arguments) {
+#pragma HLS INLINE
+    typedef window_shape<C> S;
+    typename C::x0_t lines[S::line_count][C::in_w][C::in_c];
+    typename C::x0_t window[S::extent_h][S::extent_w][C::in_c];
+    typename C::x0_t pixel[C::in_c];
+    typename C::x0_t taps[S::taps];
+    typename C::y_t results[OUTPUTS];
+#pragma HLS ARRAY_PARTITION variable = lines type = complete dim = 1
+#pragma HLS ARRAY_RESHAPE variable = lines type = complete dim = 3
+// A position reads and writes its own column only; the next position is another column.
+#pragma HLS DEPENDENCE variable = lines type = inter false
+#pragma HLS ARRAY_PARTITION variable = window type = complete dim = 0
+#pragma HLS ARRAY_PARTITION variable = pixel type = complete
+#pragma HLS ARRAY_PARTITION variable = taps type = complete
+#pragma HLS ARRAY_PARTITION variable = results type = complete
+    for (int row = 0; row < S::rows; row++) {
+        for (int col = 0; col < S::cols; col++) {
+            for (int c = 0; c < C::in_c; c++) {
+#pragma HLS UNROLL
+                pixel[c] = fill;
+            }
+            if (S::inside(row, col)) read_elements<C::in_c>(x, pixel);
+            slide<C>(lines, window, pixel, fill, col);
+            if (S::completes(row, col)) {
+                select_taps<C>(window, taps);
+                At::run(taps, results, (row - S::extent_h + 1) / C::stride_h,
+                        (col - S::extent_w + 1) / C::stride_w, arguments...);
+                write_elements<OUTPUTS>(results, y);
+            }
+        }
+    }
+}
+
 }  // namespace edgemat
 
 #endif  // EDGEMAT_WINDOW_HPP
