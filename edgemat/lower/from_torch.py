@@ -206,8 +206,10 @@ def _exported(
 ) -> tuple[ir.Model, list[str]]:
     """The exporter's model and the names of its outputs."""
     batch = torch.export.Dim("batch")
-    from edgemat.nn.state import states_handed_out
+    from edgemat.nn.state import states_handed_out, states_of
 
+    if isinstance(module, torch.fx.GraphModule) and states_of(module):
+        module = _hooked(module)
     named = isinstance(example, dict)
     shapes: Any = {k: {0: batch} for k in example} if named else tuple({0: batch} for _ in example)
     try:
@@ -236,6 +238,14 @@ def _exported(
         ) from error
     assert program is not None
     return program.model, _output_names(program, len(program.model.graph.outputs) - states, states)
+
+
+def _hooked(network: torch.fx.GraphModule) -> torch.nn.Module:
+    """The same network as a plain module: torch.export runs no hooks of a traced one, and one hands the states out."""
+    kind = type(type(network).__name__, (torch.nn.Module,), {"forward": type(network).forward})
+    made = torch.nn.Module.__new__(kind)
+    made.__dict__.update(network.__dict__)
+    return made
 
 
 def _first_line(error: BaseException) -> str:

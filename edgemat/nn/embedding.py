@@ -90,6 +90,10 @@ class QuantEmbedding(QuantLayer):
             self.weight_quantizer.fit(self.weight)
         return self.weight_quantizer(nn.functional.embedding(self.indices(x), self.weight))
 
+    def result_quantizer(self) -> FixedQuantizer | None:
+        """The quantiser of the table, whose rows leave as they are."""
+        return self.weight_quantizer
+
     @property
     def output(self) -> FixedQuantizer:
         """The quantiser whose values leave the layer: what a following layer is linked to."""

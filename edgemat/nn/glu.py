@@ -119,6 +119,10 @@ class GLU(QuantLayer):
         """The quantiser of the result."""
         return output if isinstance(output, FixedQuantizer) else FixedQuantizer(output, role="requantize")
 
+    def result_quantizer(self) -> FixedQuantizer | None:
+        """The quantiser of the result, which the last part owns; None for exact sums."""
+        return self.down_proj.output_quantizer
+
     def link(self, *quantizers: FixedQuantizer | None) -> None:
         """Names the quantiser whose values reach this layer."""
         super().link(*quantizers)

@@ -12,7 +12,7 @@ from edgemat.formats import Fixed
 from edgemat.nn import activation, arrangement, convolution, join, linear, tables
 from edgemat.nn.arrangement_handlers import ArrangementHandlers
 from edgemat.nn.batch_norm import BatchNorm, QuantBatchNorm
-from edgemat.nn.embedding import embedding_like
+from edgemat.nn.embedding import QuantEmbedding, embedding_like
 from edgemat.nn.kinds import TABLE_NAMES, as_number, module_type
 from edgemat.nn.layer import QuantLayer
 from edgemat.nn.normalization_conversion import parts_of, quantized_norm
@@ -139,7 +139,8 @@ class Handlers(ArrangementHandlers):
 
     def indexes(self, node: fx.Node) -> bool:
         """Whether an input is an index of embeddings, and of nothing else."""
-        takers = [self.kinds[user] == "embedding" for user in node.users]
+        ready = [isinstance(self.old_module(user), QuantEmbedding) for user in node.users]
+        takers = [self.kinds[user] == "embedding" or own for user, own in zip(node.users, ready, strict=True)]
         if any(takers) and not all(takers):
             raise refuse(
                 node, self.root, "is an index of an Embedding and a number", "give the number an input of its own"
@@ -339,7 +340,7 @@ class Handlers(ArrangementHandlers):
         layer = self.old_module(node)
         call = self.copy(node)
         self.done.add(str(node.target))
-        source = layer if isinstance(layer, FixedQuantizer) else layer.output_quantizer
+        source = layer if isinstance(layer, FixedQuantizer) else layer.result_quantizer()
         positive = source is not None and not source.signed
         if isinstance(layer, QuantLayer) and layer.input_quantizer is None:
             layer.link(*(self.values[n].source for n in node.all_input_nodes))

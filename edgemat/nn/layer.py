@@ -108,6 +108,10 @@ class QuantLayer(nn.Module):
             )
         return source
 
+    def result_quantizer(self) -> FixedQuantizer | None:
+        """The quantiser on whose grid the result lies, also where a part of this layer owns it; None for exact sums."""
+        return self.output_quantizer
+
     def precede(self, quantizer: FixedQuantizer) -> None:
         """Names the quantiser of the ReLU that takes this layer's result and nobody else does."""
         self._next = Link(quantizer)

@@ -158,6 +158,10 @@ class MatMulFreeLM(QuantLayer):
     def _blocks(self) -> list[MatMulFreeBlock]:
         return [block for block in self.blocks if isinstance(block, MatMulFreeBlock)]
 
+    def result_quantizer(self) -> FixedQuantizer | None:
+        """The quantiser of the result, which the last part owns; None for exact sums."""
+        return self.head.output_quantizer
+
     def lower_bounds(self) -> list[Tensor | None]:
         """The lower bound of each block's forget gate, ``[dim]``, or None for each in the paper's form."""
         if self.bounds is None:

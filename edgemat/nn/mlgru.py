@@ -141,6 +141,10 @@ class MLGRU(QuantLayer):
         for part in (self.f_proj, self.c_proj, self.g_proj, self.o_proj):
             nn.init.xavier_uniform_(part.weight, gain=GAIN)
 
+    def result_quantizer(self) -> FixedQuantizer | None:
+        """The quantiser of the result, which the last part owns; None for exact sums."""
+        return self.o_proj.output_quantizer
+
     def link(self, *quantizers: FixedQuantizer | None) -> None:
         """Names the quantiser whose values reach this layer."""
         super().link(*quantizers)

@@ -273,6 +273,13 @@ class Placement:
 
     def operand(self, value: Value, name: str = "operand") -> Value:
         """A value on a known grid; an accumulator that was left exact gets no second chance."""
+        made = value.maker
+        if value.source is None and made is not None and self.originals().get(str(value.node.target)) is made:
+            raise LoweringError(
+                f"layer {str(value.node.target)!r}, a ready {type(made).__name__} in the network, is used as {name} "
+                f"although it hands on exact sums, expected a format; build it with one: {type(made).__name__}(..., "
+                "output='fixed<8>')"
+            )
         if value.source is None:
             raise LoweringError(
                 f"node {value.node.name!r} is used as {name} although it has no format, expected a quantised value; "
