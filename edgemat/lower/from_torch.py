@@ -243,7 +243,7 @@ def _exported(
 def _hooked(network: torch.fx.GraphModule) -> torch.nn.Module:
     """The same network as a plain module: torch.export runs no hooks of a traced one, and one hands the states out."""
     kind = type(type(network).__name__, (torch.nn.Module,), {"forward": type(network).forward})
-    made = torch.nn.Module.__new__(kind)
+    made: torch.nn.Module = torch.nn.Module.__new__(kind)
     made.__dict__.update(network.__dict__)
     return made
 
