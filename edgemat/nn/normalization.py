@@ -8,7 +8,6 @@ and bias as they are deployed, and of the quantiser behind them, with which the 
 from __future__ import annotations
 
 import math
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -25,17 +24,14 @@ from edgemat.nn.quantizers import WeightSpec, weight_quantizer, weight_spec
 from edgemat.nn.rounding import Grid, QuantizeTensor
 
 NORM_WIDTH = 16
+_BIAS = Fixed(32, 0)
+_BIAS_GRID = Grid.of(_BIAS)
 
 
 def norm_format(features: int, width: int = NORM_WIDTH) -> Fixed:
     """The finest format of `width` bits that holds every normalised value of a row: none exceeds sqrt(features)."""
     whole = (math.isqrt(features) + 1).bit_length()
     return Fixed(width, whole + 1)
-
-
-@lru_cache(maxsize=256)
-def _bias_format(frac: int) -> Fixed:
-    return Fixed(32, 0).with_frac(frac)
 
 
 class QuantRowNorm(QuantLayer):
@@ -109,7 +105,7 @@ class QuantRowNorm(QuantLayer):
         """Format of the bias: 32 bits on the grid of norm times gain."""
         gains = self.gains
         assert gains is not None
-        return _bias_format(self.norm.frac_bits + gains.exponent())
+        return _BIAS.with_frac(self.norm.frac_bits + gains.exponent())
 
     def largest(self) -> int:
         """A bound of the normalised values in LSBs, before their overflow."""
@@ -122,12 +118,13 @@ class QuantRowNorm(QuantLayer):
         product = min(self.norm_grid.magnitude, self.largest()) * gains.grid.magnitude
         offset = 0
         if self.bias is not None:
-            largest = self.bias.detach().abs().amax().item()
+            largest = torch.linalg.vector_norm(self.bias.detach(), math.inf).item()
             if not math.isfinite(largest):
                 raise FormatError(
                     f"layer {self.path or type(self).__name__!r} has a bias of {largest}; training diverged"
                 )
-            offset = min(math.ceil(math.ldexp(largest, self.bias_format().frac_bits)) + 1, 1 << 31)
+            frac = self.norm.frac_bits + gains.exponent()
+            offset = min(math.ceil(math.ldexp(largest, frac)) + 1, 1 << 31)
         return self.carrier(product + offset)
 
     def parameters_on_grid(self) -> tuple[Tensor | None, Tensor | None]:
@@ -138,9 +135,9 @@ class QuantRowNorm(QuantLayer):
         gain = gains(self.weight)
         if self.bias is None:
             return gain, None
-        fmt = self.bias_format()
-        point = gains.frac.detach()
-        return gain, QuantizeTensor.apply(self.bias.double(), point, Grid.of(fmt), fmt.frac_bits, False)
+        # A binary point of its own it has not: no gradient goes there.
+        point, exponent = gains.frac.detach(), self.norm.frac_bits + gains.exponent()
+        return gain, QuantizeTensor.apply(self.bias, point, _BIAS_GRID, exponent, False)
 
     def real(self, x: Tensor) -> Tensor:
         """The float norm."""

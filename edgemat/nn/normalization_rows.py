@@ -157,7 +157,6 @@ class NormQuantize(torch.autograd.Function):
         else:
             y = native_forward(ctx.passes, x, gain, bias, setting)
         ctx.setting = setting
-        ctx.interval = setting.interval()
         ctx.save_for_backward(x, gain, bias, y if setting.quantizer is not None else None)
         return y
 
@@ -167,7 +166,7 @@ class NormQuantize(torch.autograd.Function):
         setting, df = ctx.setting, None
         if ctx.passes is not None and not torch.is_grad_enabled():
             point = y if ctx.needs_input_grad[3] else None
-            return *native_backward(ctx.passes, grads[0], x, gain, bias, point, ctx.interval, setting.real_eps()), None
+            return *native_backward(ctx.passes, grads[0], x, gain, bias, point, setting), None
         real, g = x.float(), grads[0].float()
         weight = None if gain is None else gain.float()
         once_more = _CentredRows if setting.layer.centred else _Rows
@@ -175,7 +174,7 @@ class NormQuantize(torch.autograd.Function):
         if y is not None:
             inside = g
             if setting.quantizer.grid.overflow != "WRAP":
-                inside = torch.ops.aten.hardtanh_backward(g, norm.result, *ctx.interval)
+                inside = torch.ops.aten.hardtanh_backward(g, norm.result, *setting.interval())
             if ctx.needs_input_grad[3]:
                 df = LN2 * (_dot(inside, norm.result) - _dot(g, y.float()))
             g = inside
@@ -297,8 +296,7 @@ def native_backward(
     gain: Tensor | None,
     bias: Tensor | None,
     y: Tensor | None,
-    interval: tuple[float, float],
-    eps: float,
+    setting: RowSetting,
 ) -> tuple[Tensor | None, ...]:
     """Gradients of x, gain, bias and (where y is given) the quantiser's binary point, in one native pass.
 
@@ -309,8 +307,7 @@ def native_backward(
         gain: As deployed, or None.
         bias: As deployed, or None.
         y: The result, or None.
-        interval: Where the quantiser passes gradients.
-        eps: Added to the mean square.
+        setting: That of forward.
     """
     g, x, n = g.to(torch.float32).contiguous(), x.contiguous(), passes.features
     gains = torch.ones(n) if gain is None else gain
@@ -318,7 +315,8 @@ def native_backward(
     dx, found = torch.empty_like(x), torch.empty(2 * n + 1)
     room = ctypes.create_string_buffer(passes.threads * 2 * n * 12)
     places = (None if t is None else t.data_ptr() for t in (dx, found, g, x, y, gains, biases))
-    _library().edgemat_rows_backward(ctypes.addressof(passes), *places, eps, *interval, ctypes.addressof(room))
+    numbers = setting.real_eps(), *setting.interval()
+    _library().edgemat_rows_backward(ctypes.addressof(passes), *places, *numbers, ctypes.addressof(room))
     dgain, dbias = (None if t is None else found[i * n : (i + 1) * n] for i, t in enumerate((gain, bias)))
     return dx, dgain, dbias, None if y is None else found[2 * n].reshape(())
 
