@@ -199,7 +199,7 @@ REFUSED = {
     "functional linear": (lambda: Net(lambda s, x: F.linear(x, s.w), w=nn.Parameter(torch.ones(2, 3))), "linear"),
     "exp": (lambda: Net(lambda s, x: torch.exp(x)), "exp"),
     "cumsum": (lambda: Net(lambda s, x: x.cumsum(1)), "cumsum"),
-    "layer norm": (lambda: Net(lambda s, x: s.n(x), n=nn.LayerNorm(8)), "LayerNorm"),
+    "group norm": (lambda: Net(lambda s, x: s.n(x), n=nn.GroupNorm(1, 3)), "GroupNorm"),
     "instance norm": (lambda: Net(lambda s, x: s.n(x), n=nn.InstanceNorm2d(3)), "InstanceNorm2d"),
     "divide by tensor": (lambda: Net(lambda s, x: x / x), "divides"),
     "gelu tanh": (lambda: Net(lambda s, x: F.gelu(x, approximate="tanh")), "erf"),
