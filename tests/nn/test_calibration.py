@@ -105,7 +105,7 @@ def test_bad_calibration_is_refused() -> None:
         edgemat.calibrate(module, [torch.full((2, 16), float("nan"))])
     with pytest.raises(FormatError, match="percentile"):
         edgemat.calibrate(module, [torch.randn(2, 16)], method="percentile", percentile=3)
-    with pytest.raises(FormatError, match="str"):
+    with pytest.raises(FormatError, match="iterable of batches"):
         edgemat.calibrate(module, "ab")
     # A failed calibration leaves no observer behind.
     edgemat.calibrate(module, [torch.randn(2, 16)])
