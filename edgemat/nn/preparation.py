@@ -45,7 +45,9 @@ def prepare_export(module: nn.Module, defer: bool = False) -> nn.Module:
             "first"
         )
     for name, tensor in made.state_dict().items():
-        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+        if tensor.is_floating_point() and not all(
+            bool(part.isfinite().all()) for part in tensor.flatten().split(1 << 20)
+        ):
             raise FormatError(
                 f"parameter {name!r} holds NaN or infinities, expected finite numbers; the training diverged: "
                 "go back to an earlier checkpoint"
