@@ -14,7 +14,7 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
-BLOCK_ELEMENTS = 1 << 20
+BLOCK_ELEMENTS = 1 << 17
 """About as many elements are in memory at a time."""
 
 Key = TypeVar("Key", bound=Hashable)

@@ -34,7 +34,7 @@ SMALLEST = 1024
 """Initializers of fewer bytes stay in the model."""
 
 STORABLE = ("int8", "uint8", "int32", "int64")
-_CHUNK = 1 << 22
+_CHUNK = 1 << 18
 
 
 class DataFile:

@@ -7,7 +7,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from edgemat.codes import Codes
+from edgemat.codes import BLOCK_ELEMENTS, Codes
 from edgemat.errors import FormatError, LoweringError
 from edgemat.nn.activation import QuantConstant
 from edgemat.nn.conversion import name_modules
@@ -46,7 +46,7 @@ def prepare_export(module: nn.Module, defer: bool = False) -> nn.Module:
         )
     for name, tensor in made.state_dict().items():
         if tensor.is_floating_point() and not all(
-            bool(part.isfinite().all()) for part in tensor.flatten().split(1 << 20)
+            bool(part.isfinite().all()) for part in tensor.flatten().split(BLOCK_ELEMENTS)
         ):
             raise FormatError(
                 f"parameter {name!r} holds NaN or infinities, expected finite numbers; the training diverged: "

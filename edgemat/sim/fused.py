@@ -94,11 +94,16 @@ def _input(body: FusedBody, quantizer: Call | None, tensor: Tensor, name: str) -
 
 
 def _operand(body: FusedBody, call: Call, index: int, carried: dict[str, Carried]) -> Carried:
-    codes = call.constant(index)
-    if codes is None:
+    if index not in call.constants:
         return carried[call.inputs[index]]
     tensor = call.x[index]
-    return Carried(body, tensor, coded=lambda: Coded(body.const(codes, tensor.dtype), tensor.dtype))
+
+    def coded() -> Coded:
+        codes = call.constant(index)  # as int64, which large weights become only for a rewrite that wants them so
+        assert codes is not None
+        return Coded(body.const(codes, tensor.dtype), tensor.dtype)
+
+    return Carried(body, tensor, coded=coded)
 
 
 def _rewritten(body: FusedBody, call: Call, x: list[Carried]) -> Carried:

@@ -250,3 +250,13 @@ def test_row_sums_of_blocks_are_those_of_the_whole(monkeypatch: pytest.MonkeyPat
     assert np.array_equal(found.positive, np.maximum(wide, 0).sum(1))
     assert np.array_equal(found.negative, np.minimum(wide, 0).sum(1))
     assert found.pair == np.sort(abs(wide), axis=1)[:, -2:].sum(1).max()
+
+
+def test_what_stays_in_its_file_is_never_widened(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither trits nor the table become eight bytes a code when a simulator opens; 8-bit weights do, and are seen."""
+    widened, array = [], codes.Codes.array
+    monkeypatch.setattr(codes.Codes, "array", lambda self: widened.append(self.shape) or array(self))
+    simulator = edgemat.Simulator(exported / "outside.onnx")
+    simulator(np.arange(ROWS))
+    assert (33, 64) in widened
+    assert not {(300, 48), (64, 300), (ROWS, 48)} & set(widened)
