@@ -74,8 +74,9 @@ def test_control_an_emulated_run_sees_a_changed_weight() -> None:
     codes = feeds(graph, 9)
     expected = run_reference(graph, codes)
     node = next(node for node in graph.nodes if node.name == "a")
-    node.constants[1] = node.constants[1].copy()
-    node.constants[1][0, 0, 1, 1] += 1
+    weights = node.constants[1].copy()
+    weights[0, 0, 1, 1] += 1
+    node.constants.held[1] = weights
     found = emulator.run_emulated(graph, codes)
     assert not np.array_equal(found["head_y"], expected["head_y"])
 
