@@ -190,8 +190,9 @@ class DataWriter:
         remove_others(self.model, self.name)
 
     def discard(self) -> None:
-        """Removes what was not committed."""
+        """Ends the work: closes what is open, removes what was not committed."""
         self._file.close()
+        self._data.close()
         if self.path is not None:
             self.path.unlink(missing_ok=True)
 

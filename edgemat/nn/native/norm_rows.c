@@ -8,10 +8,6 @@
 
 #include "passes.h"
 
-#ifdef _OPENMP
-#include <omp.h>
-#endif
-
 #define ALWAYS static inline __attribute__((always_inline))
 #define TOTAL_LIMIT 0x1p62
 #define ROWS 64 /* rows whose gradients are summed in float before they join those in double */
@@ -278,11 +274,7 @@ void edgemat_rows_backward(const EdgematRows* s, float* dx, float* found, const 
     for (int64_t i = 0; i < s->threads * both; i++) room[i] = 0.0;
 #pragma omp parallel num_threads(s->threads) reduction(+ : points)
     {
-#ifdef _OPENMP
-        const int64_t thread = omp_get_thread_num();
-#else
-        const int64_t thread = 0;
-#endif
+        const int64_t thread = this_thread();
         double* own = room + thread * both;
         float* part = parts + thread * both;
 #pragma omp for schedule(static)

@@ -10,11 +10,23 @@
 #include <math.h>
 #include <stdint.h>
 
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
 #define BLOCK 1024
 #define SMALL 32768
 #define LN2 0x1.62e42fefa39efp-1
 /* Binary points beyond it are an error that the caller names. */
 #define EXPONENT_LIMIT 120
+
+static inline int64_t this_thread(void) {
+#ifdef _OPENMP
+    return omp_get_thread_num();
+#else
+    return 0;
+#endif
+}
 
 static inline float clamped(float v, float low, float high) {
     v = v < low ? low : v;

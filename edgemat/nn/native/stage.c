@@ -8,10 +8,6 @@
 
 #include "passes.h"
 
-#ifdef _OPENMP
-#include <omp.h>
-#endif
-
 #define LANES 16
 #define WIDE 64
 #define ROWS 64 /* rows whose sums are taken in float before they join those in double */
@@ -159,11 +155,7 @@ static void walk_last(const EdgematStage* s, int pass, float* out, const float* 
     for (int64_t i = 0; i < s->threads * all; i++) room[i] = 0.0;
 #pragma omp parallel num_threads(s->threads)
     {
-#ifdef _OPENMP
-        const int64_t thread = omp_get_thread_num();
-#else
-        const int64_t thread = 0;
-#endif
+        const int64_t thread = this_thread();
         double* own = room + thread * all;
         float* part = parts + thread * SUMS * width;
 #pragma omp for schedule(static)
