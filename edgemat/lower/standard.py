@@ -69,6 +69,8 @@ def _stored_as(op_type: str, index: int, attrs: dict[str, object]) -> np.dtype:
     """Type codes of a constant operand are stored in: that of their format; biases are int32."""
     if op_type in ("Linear", "Conv", "ConvTranspose", "Affine", "LayerNorm") and index == 2:
         return np.dtype(np.int32)
+    if op_type == "Thresholds":
+        return np.dtype(np.int64)
     for key in ("w_format", "slope_format", "table_format", "y_format"):
         if attrs.get(key):
             return code_dtype(Fixed.parse(str(attrs[key])))

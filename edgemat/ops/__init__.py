@@ -22,6 +22,7 @@ from edgemat.ops.shape import Concat, Pad, Reshape, Slice, Transpose
 from edgemat.ops.softmax import Softmax
 from edgemat.ops.state import NextState, State
 from edgemat.ops.table import Table
+from edgemat.ops.thresholds import Thresholds
 from edgemat.ops.token_exponent import TokenExponent
 from edgemat.ops.token_quantize import TokenQuantize
 from edgemat.ops.token_rescale import TokenRescale
@@ -42,6 +43,7 @@ OPS: tuple[Op, ...] = (
     Clip(),
     PRelu(),
     Table(),
+    Thresholds(),
     Embedding(),
     Softmax(),
     RmsNorm(),

@@ -297,6 +297,14 @@ def _table(call: Call, x: np.ndarray, table: np.ndarray) -> np.ndarray:
     return np.array([table[int(c) - low] for c in x.reshape(-1)], np.int64).reshape(x.shape)
 
 
+def _thresholds(call: Call, x: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
+    made = np.empty(x.shape, np.int64)
+    for at in np.ndindex(x.shape):
+        row = thresholds[at[1] % len(thresholds)].tolist()
+        made[at] = call.attrs["start"] + call.attrs["step"] * sum(int(x[at]) >= t for t in row)
+    return made
+
+
 def _embedding(call: Call, x: np.ndarray, table: np.ndarray) -> np.ndarray:
     rows = [table[int(index)].tolist() for index in x.reshape(-1)]
     return np.array(rows, np.int64).reshape(*x.shape, -1)
@@ -344,6 +352,7 @@ _VALUES = {
     "Clip": _clip,
     "PRelu": _prelu,
     "Table": _table,
+    "Thresholds": _thresholds,
     "Embedding": _embedding,
     "Softmax": _softmax,
     "RmsNorm": lambda call, *x: definition.norm(call, to_code, lsb, *x),

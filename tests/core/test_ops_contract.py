@@ -141,7 +141,7 @@ def test_control_a_mutated_epilogue_is_seen(name: str, mutation: str) -> None:
     assert any(differs(call, changed(call, requantize=mutation)) for call in calls)
 
 
-@pytest.mark.parametrize("name", ["Linear", "Conv", "ConvTranspose", "Affine", "Table"])
+@pytest.mark.parametrize("name", ["Linear", "Conv", "ConvTranspose", "Affine", "Table", "Thresholds"])
 def test_control_a_mutated_weight_is_seen(name: str) -> None:
     """One code of one weight, off by one."""
     op = BY_NAME[name]
