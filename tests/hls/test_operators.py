@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from edgemat.op import Call
+from edgemat.formats import Fixed
+from edgemat.op import Call, Tensor
 from edgemat.ops import BY_NAME, OPS
 from edgemat.ops.cases import tensor
 from edgemat.targets.hls import Plan, Simulation, project
@@ -103,12 +104,24 @@ def one_layer():
     return graph, codes, expected
 
 
+def staircase(levels):
+    """Thresholds every four codes, by comparators or by search, fed every code there is."""
+    rows = np.array([[-8 + 4 * i for i in range(levels)]])
+    t = Tensor("t", rows.shape, Fixed.parse("fixed<64,64>"), -128, 127)
+    attrs = {"y_format": "ufixed<8,8>", "start": 3, "step": 2}
+    call = Call(BY_NAME["Thresholds"], "t", [tensor("fixed<8,8>", (None, 1)), t], attrs, {1: rows})
+    codes = np.arange(-128, 128).reshape(-1, 1)
+    return graph_of([call], [call.x[0]], ["y"]), {"x": codes}, {"y": call.op.reference(call, codes)}
+
+
 SHIFTS = "shift_min = {};\n    static const int shift_max = {};"
 MUTATIONS = {
     "rounding": (every_code, "rounding = edgemat::RND;", "rounding = edgemat::RND_CONV;"),
     "overflow": (every_code, "overflow = edgemat::SAT;", "overflow = edgemat::SAT_SYM;"),
     "shift": (every_code, SHIFTS.format(2, 2), SHIFTS.format(1, 1)),
     "weight": (one_layer, "{-", "{1-"),
+    "threshold": (lambda: staircase(3), "    -4\n", "    -3\n"),
+    "level": (lambda: staircase(9), "    20\n", "    19\n"),
 }
 
 

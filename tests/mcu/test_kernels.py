@@ -194,6 +194,27 @@ def mutated(graph: CaseGraph, codes: dict, file: str, old: str, new: str, tmp_pa
 @pytest.mark.parametrize(
     ("file", "old", "new"),
     [
+        ("weights.c", "-4, 0, 4", "-4, 1, 4"),
+        ("weights.c", "-4, 0, 4", "-5, 0, 4"),
+        ("model.c", ".step = 2", ".step = 1"),
+    ],
+)
+def test_control_one_changed_threshold_is_seen(file, old, new, tmp_path, cc) -> None:
+    t, codes = constant("fixed<64,64>", np.array([[-8, -4, 0, 4, 8]]))
+    attrs = {"y_format": "ufixed<8,8>", "start": 3, "step": 2}
+    graph = side_by_side(
+        "control", [Call(BY_NAME["Thresholds"], "t", [tensor("fixed<6,6>", (None, 64)), t], attrs, {1: codes})]
+    )
+    fed = feeds(graph)
+    expected = run_reference(graph, fed)["c0_y"]
+    with HostProgram(graph) as program:
+        np.testing.assert_array_equal(program.run(fed)["c0_y"], expected)
+    assert not np.array_equal(mutated(graph, fed, file, old, new, tmp_path, cc)["c0_y"], expected)
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new"),
+    [
         ("weights.c", "3, -5", "3, -4"),
         ("weights.c", "\n    5,\n};", "\n    6,\n};"),
         ("kernels.c", "EM_RND\n", "EM_RND_MIN_INF\n"),

@@ -89,6 +89,9 @@ class CallMaker:
                 self.builder.constant("dilation_h", 1)
                 self.builder.constant("dilation_w", 1)
                 average_divisor(self.builder)
+        elif stem == "thresholds":
+            self.builder.thresholds()
+            self.builder.constant("size", self.builder.y.size)
         elif stem in UNARY:
             self.unary()
         elif stem in BINARY:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import gcd
 from typing import Any
 
@@ -15,10 +15,12 @@ from edgemat.targets.layout import NativeTensor, Step
 
 DOTS = ("linear", "conv", "conv_transpose")
 POOLS = ("max_pool", "average_pool")
-UNARY = ("requantize", "relu", "clip", "affine", "prelu", "table")
+UNARY = ("requantize", "relu", "clip", "affine", "prelu", "table", "thresholds")
 BINARY = ("add", "sub", "mul")
 ROWS = ("rms_norm", "layer_norm", "token_exponent", "token_quantize", "token_rescale")
 HELD = ("slice", "transpose", "pad", "arg_max", "upsample", "softmax", "embedding", *ROWS)
+COMPARATORS = 7
+"""Thresholds of a channel that are compared side by side; more are searched."""
 STEMS = (*DOTS, *POOLS, *UNARY, *BINARY, *HELD, "concat", "matmul")
 
 
@@ -144,6 +146,18 @@ class ConfigBuilder:
         index = "0 * i" if values.size == 1 else "i"
         self.accessor(array.element, f"{name}(int i)", f"return {array.name}[{index}];")
 
+    def threshold_parts(self, parts: Sequence[np.ndarray]) -> None:
+        """An accessor of thresholds, part by part: memories of one element type that are read side by side."""
+        whole = constant_array("", np.concatenate(parts))
+        body = ""
+        for i, part in enumerate(parts):
+            made = self.array(f"threshold{i}", part)
+            self.arrays[f"threshold{i}"] = replace(made, element=whole.element, width=whole.width)
+            body += f"if (part == {i}) " if i + 1 < len(parts) else ""
+            body += f"return {made.name}[i]; "
+        part_name = "part" if len(parts) > 1 else ""
+        self.accessor(whole.element, f"threshold(int {part_name}, int i)", body.strip())
+
     def pick(self, name: str, values: Sequence[int]) -> None:
         """An accessor over few values that is a constant expression."""
         text = integer(values[-1])
@@ -228,6 +242,24 @@ class ConfigBuilder:
         self.constants.append(Member("int", "rounding", f"edgemat::{ROUNDINGS[p['rounding']]}"))
         self.constants.append(Member("int", "overflow", f"edgemat::{OVERFLOWS[p['overflow']]}"))
         self.look_up("exp_table", table)
+
+    def thresholds(self) -> None:
+        """Comparators where a channel has few thresholds, else a memory for each level of a binary search."""
+        found, top = self.step.arrays["threshold"], self.step.inputs[0].hi + 1
+        channels, count = found.shape
+        for key in ("start", "step", "count"):
+            self.constant(key, int(self.step.params[key]))
+        self.constant("row_count", channels)
+        levels = count.bit_length()
+        self.constant("levels", levels)
+        self.named("search", "COMPARE" if count <= COMPARATORS else "SEARCH")
+        if count <= COMPARATORS:
+            self.threshold_parts(list(found.T))
+            return
+        padded = np.full((channels, (1 << levels) - 1), top, np.int64)
+        padded[:, :count] = found
+        spans = [1 << (levels - 1 - level) for level in range(levels)]
+        self.threshold_parts([padded[:, span - 1 :: 2 * span].reshape(-1) for span in spans])
 
     def rows(self) -> None:
         """Parameters of an operator over rows; a norm's gain and bias are looked up, its format is a type."""

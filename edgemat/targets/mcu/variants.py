@@ -79,6 +79,13 @@ KERNELS = {
     "arg_max": Kernel("em_arg_max_params", ("outer", "axis_size", "inner", "last"), epilogue=False),
     "embedding": Kernel("em_embedding_params", ("rows", "depth"), ("table",), epilogue=False),
     "table": Kernel("em_table_params", ("size", "x_min"), ("table",), epilogue=False, in_place=True),
+    "thresholds": Kernel(
+        "em_thresholds_params",
+        ("start", "step", "size", "channels", "count"),
+        ("threshold",),
+        epilogue=False,
+        in_place=True,
+    ),
     "upsample": Kernel(
         "em_upsample_params", ("in_h", "in_w", "in_c", "scale_h", "scale_w"), epilogue=False, moves=True
     ),
@@ -90,7 +97,7 @@ KERNELS = {
     "token_quantize": Kernel("em_rows_params", ("rows", "features"), epilogue=False),
     "token_rescale": Kernel("em_rows_params", ("rows", "features")),
 }
-_WIDE_FIELDS = frozenset({"low", "high", "value", "root", "norm_min", "norm_max", "total_offset"})
+_WIDE_FIELDS = frozenset({"low", "high", "value", "root", "norm_min", "norm_max", "total_offset", "start", "step"})
 _INDEX_LIMIT = 1 << 30
 _DEFAULTS = {"dilation_h": 1, "dilation_w": 1, "count_include_pad": 0}
 
@@ -246,6 +253,8 @@ def _plan(step: Step) -> KernelCall:
         name += choice.name
     if step.stem == "softmax":
         _choose_quotient(step, macros, name)
+    if step.stem == "thresholds":
+        _choose_steps(step, macros, name)
     choose_rows(step, macros, name)
     if trits:
         macros += trits.macros
@@ -340,6 +349,18 @@ def _choose_quotient(step: Step, macros: list[tuple[str, str]], name: list[str])
     if max(step.bounds.partial) >= 1 << 29 or fmt.max_code >= 1 << 31:
         macros.append(("EM_ACC_BITS", "64"))
         name.append("acc64")
+
+
+def _choose_steps(step: Step, macros: list[tuple[str, str]], name: list[str]) -> None:
+    """Accumulator and steps of Thresholds: its bounds speak of the result, not of what the result is compared from."""
+    p, x = step.params, step.inputs[0]
+    levels = abs(int(p["start"])) + abs(int(p["step"])) * int(p["count"])
+    if max(levels, -x.lo, x.hi + 1) >= 1 << 31:
+        macros.append(("EM_ACC_BITS", "64"))
+        name.append("acc64")
+    if p["step"] != 1:
+        macros.append(("EM_STEPS", "1"))
+        name.append("steps")
 
 
 def sign_rows(rows: np.ndarray) -> np.ndarray:

@@ -112,6 +112,11 @@ typedef struct em_table_params {
     int32_t size, x_min;
 } em_table_params;
 
+typedef struct em_thresholds_params {
+    int64_t start, step;
+    int32_t size, channels, count; /* channels: rows of thresholds, 1 for one of all channels */
+} em_thresholds_params;
+
 typedef struct em_embedding_params {
     int32_t rows, depth;
 } em_embedding_params;

@@ -21,6 +21,7 @@
 #undef EM_HIGHEST
 #undef EM_HEADROOM
 #undef EM_DIVIDE
+#undef EM_STEPS
 #undef EM_DIGITS
 #undef EM_DIGIT_BITS
 #undef EM_DIGIT_NONE
