@@ -27,8 +27,9 @@ class Survey:
     Attributes:
         lo: Smallest code.
         hi: Largest code.
-        positive: Sum of the positive codes of each row, int64 [rows].
-        negative: Sum of the negative codes of each row, int64 [rows].
+        positive: Sum of the positive codes of each row [rows], in the narrowest of int16, int32 and int64 that holds
+            them: a large model has many rows.
+        negative: Sum of the negative codes of each row, likewise.
         pair: Largest sum of the two largest magnitudes of a row (of the one, where a row has one).
     """
 
@@ -71,6 +72,12 @@ class Codes:
         for first, last in row_blocks(self.shape):
             yield self._read(first, last)
 
+    def part(self, first: int, last: int) -> Codes:
+        """Rows ``first`` to ``last - 1`` as codes of their own, which stay where they are."""
+        return Codes(
+            (last - first, *self.shape[1:]), self.dtype, lambda begin, end: self._read(first + begin, first + end)
+        )
+
     def array(self) -> np.ndarray:
         """All codes as int64: eight bytes an element, not kept."""
         made = np.empty(self.shape, np.int64)
@@ -89,7 +96,15 @@ class Codes:
             positive.append(np.maximum(rows, 0).sum(axis=1, dtype=np.int64))
             negative.append(np.minimum(rows, 0).sum(axis=1, dtype=np.int64))
             pairs.append(_largest_pair(rows))
-        return Survey(min(lows), max(highs), np.concatenate(positive), np.concatenate(negative), max(pairs))
+        return Survey(min(lows), max(highs), _narrow(positive), _narrow(negative), max(pairs))
+
+
+def _narrow(parts: list[np.ndarray]) -> np.ndarray:
+    """Arrays of int64, one after the other, in the narrowest type that holds them."""
+    whole = np.concatenate(parts)
+    low, high = int(whole.min()), int(whole.max())
+    fitting = (kind for kind in (np.int16, np.int32) if np.iinfo(kind).min <= low and high <= np.iinfo(kind).max)
+    return whole.astype(next(fitting, np.int64), copy=False)
 
 
 def _largest_pair(rows: np.ndarray) -> int:

@@ -20,22 +20,33 @@ from edgemat.sim.rewrites.quantize_input import quantize_input
 
 
 @dataclass(frozen=True)
+class Ports:
+    """What goes into a fused model and comes out of it.
+
+    Attributes:
+        inputs: For each input of the graph, the model's input name.
+        outputs: Names of the code tensors that the model's outputs hold, in order, each once; what states are written
+            with is among them.
+        states: For each state of the graph, the model's input name; fed with codes in the state's code type.
+    """
+
+    inputs: list[str]
+    outputs: list[str]
+    states: list[str]
+
+
+@dataclass(frozen=True)
 class Fused:
     """A fused model.
 
     Attributes:
         model: Standard ONNX and onnxruntime's fused kernels.
-        inputs: For each input of the graph, the model's input name.
-        outputs: Names of the code tensors that the model's outputs hold, in order, each once; what states are written
-            with is among them.
-        states: For each state of the graph, the model's input name; fed with codes in the state's code type.
+        ports: Its inputs and outputs.
         weights: The file of large weights that the model names, to be removed once a session is open; or None.
     """
 
     model: ir.Model
-    inputs: list[str]
-    outputs: list[str]
-    states: list[str]
+    ports: Ports
     weights: LargeWeights | None = None
 
 
@@ -73,7 +84,7 @@ def _fused(body: FusedBody, graph: Graph, from_codes: bool) -> Fused:
         carried[call.outputs[0]] = made
     for name in outputs:
         body.result(carried[name].coded())
-    return Fused(body.model("fused"), names, outputs, states, body.weights)
+    return Fused(body.model("fused"), Ports(names, outputs, states), body.weights)
 
 
 def _readers(graph: Graph) -> dict[str, int]:

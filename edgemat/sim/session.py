@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
@@ -63,16 +64,33 @@ def thread_count() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def open_session(model: ir.Model | bytes, threads: int | None = None) -> onnxruntime.InferenceSession:
+@dataclass(frozen=True)
+class Serialized:
+    """A model as onnxruntime takes it.
+
+    Attributes:
+        data: The ONNX file.
+        folder: Where the data file lies that it names, or None where it carries all weights itself.
+    """
+
+    data: bytes
+    folder: str | None
+
+    @classmethod
+    def of(cls, model: ir.Model) -> Serialized:
+        """The bytes of a model."""
+        return cls(ir.serde.serialize_model(model).SerializeToString(), data_folder(model))
+
+
+def open_session(model: ir.Model | Serialized, threads: int | None = None) -> onnxruntime.InferenceSession:
     """A CPU session; looks at nothing outside the model but the data file it was read with."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = thread_count() if threads is None else threads
-    folder = None if isinstance(model, bytes) else data_folder(model)
-    if folder is not None:
-        options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
-    data = model if isinstance(model, bytes) else ir.serde.serialize_model(model).SerializeToString()
-    return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    made = Serialized.of(model) if isinstance(model, ir.Model) else model
+    if made.folder is not None:
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", made.folder)
+    return onnxruntime.InferenceSession(made.data, options, providers=["CPUExecutionProvider"])
 
 
 def data_folder(model: ir.Model) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import gc
 import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +22,7 @@ from edgemat.op import Tensor
 from edgemat.sim import reference, session
 from edgemat.sim.arrays import Arrays, by_name, check_codes, refuse_index, refuse_infinity, single, to_codes, to_float32
 from edgemat.sim.carriers import SINGLE
-from edgemat.sim.fused import Fused, fuse
+from edgemat.sim.fused import Ports, fuse
 
 Result = TypeVar("Result")
 SLICE_BYTES = 1 << 19
@@ -53,28 +54,32 @@ class Simulator:
         self._states: dict[str, np.ndarray] = {}  # by State.read, in the code types; empty: initial
 
     @cached_property
-    def _from_values(self) -> tuple[Fused, onnxruntime.InferenceSession]:
+    def _from_values(self) -> tuple[Ports, onnxruntime.InferenceSession]:
         return self._opened(from_codes=False)
 
     @cached_property
-    def _from_codes(self) -> tuple[Fused, onnxruntime.InferenceSession]:
+    def _from_codes(self) -> tuple[Ports, onnxruntime.InferenceSession]:
         return self._opened(from_codes=True)
 
-    def _opened(self, from_codes: bool) -> tuple[Fused, onnxruntime.InferenceSession]:
-        """The fused graph and a session over it; its large weights are the session's alone."""
+    def _opened(self, from_codes: bool) -> tuple[Ports, onnxruntime.InferenceSession]:
+        """A session over the fused graph; its large weights are the session's alone."""
         fused = fuse(self.graph, from_codes)
+        ports, weights = fused.ports, fused.weights
         try:
-            active = session.open_session(fused.model, threads=1)
+            serialized = session.Serialized.of(fused.model)
+            del fused
+            if weights is not None:
+                gc.collect()  # the nodes of a large model are megabytes, and refer to each other
+            return ports, session.open_session(serialized, threads=1)
         finally:
-            if fused.weights is not None:
-                fused.weights.remove()
-        return fused, active
+            if weights is not None:
+                weights.remove()
 
     def _run(self, x: Arrays, codes: bool) -> dict[str, np.ndarray]:
         """Outputs in their carriers by code tensor name."""
         arrays = list(by_name(self.graph, x).items())
         types = [self.graph.input_type(index) for index in range(len(arrays))]
-        fused, active = self._from_codes if codes else self._from_values
+        ports, active = self._from_codes if codes else self._from_values
         used = {value.name for value in active.get_inputs()}
         total = len(arrays[0][1])
         largest = max(tensor.size for tensor in self.graph.tensors.values())
@@ -84,12 +89,12 @@ class Simulator:
 
         def run_slice(start: int) -> list[np.ndarray]:
             feeds = {}
-            for (name, array), tensor, fed in zip(arrays, types, fused.inputs, strict=True):
+            for (name, array), tensor, fed in zip(arrays, types, ports.inputs, strict=True):
                 part = array[start : start + step]
                 made = check_codes(name, part, tensor).astype(tensor.dtype) if codes else _values(name, part, tensor)
                 if fed in used:
                     feeds[fed] = made
-            for state, fed in zip(self.graph.states, fused.states, strict=True):
+            for state, fed in zip(self.graph.states, ports.states, strict=True):
                 if fed in used:
                     feeds[fed] = held[state.read][start : start + step]
             return active.run(None, feeds)
@@ -97,7 +102,7 @@ class Simulator:
         starts = range(0, total, step)
         found = share(run_slice, starts, min(workers, len(starts)))
         parts = [found[start] for start in starts]
-        made = {name: np.concatenate([part[i] for part in parts]) for i, name in enumerate(fused.outputs)}
+        made = {name: np.concatenate([part[i] for part in parts]) for i, name in enumerate(ports.outputs)}
         for state in self.graph.states:
             self._states[state.read] = made[state.written].astype(self.graph.tensors[state.read].dtype)
         return made

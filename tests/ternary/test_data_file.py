@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import importlib
 import os
 from collections import Counter
 from pathlib import Path
@@ -25,6 +26,8 @@ from edgemat.sim import reference
 from edgemat.sim.arrays import to_codes
 from edgemat.sim.fused import fuse
 
+# The package gives the function of this name, not the module.
+nibble_linear = importlib.import_module("edgemat.sim.rewrites.nibble_linear")
 ROWS = 40
 EXAMPLE = (torch.zeros(1, dtype=torch.int64),)
 
@@ -115,6 +118,24 @@ def test_the_simulator_takes_large_weights_from_a_file_that_is_gone(exported: Pa
     assert kinds["MatMulNBits"] == 2 and kinds["Gather"] == 1
     fused.weights.remove()
     assert not fused.weights.folder.exists()
+
+
+def test_a_large_matrix_is_several_products(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No node holds much of the model; the outputs keep their order, which a control turns round."""
+    graph, x = read(exported / "outside.onnx"), np.arange(ROWS)
+    wanted = edgemat.Simulator(graph).codes(x)
+    monkeypatch.setattr(nibble_linear, "PART", 1000)
+    parts = list(nibble_linear.parts_of((300, 48)))
+    assert len(parts) == 15 and parts[0] == (0, 20) and parts[-1] == (280, 300)
+    assert list(nibble_linear.parts_of((3, 4000))) == [(0, 1), (1, 2), (2, 3)]
+    fused = fuse(graph, from_codes=False)
+    assert fused.weights is not None
+    fused.weights.remove()
+    assert Counter(node.op_type for node in fused.model.graph)["MatMulNBits"] == 15 + 16
+    assert np.array_equal(edgemat.Simulator(graph).codes(x), wanted)
+    parts_of = nibble_linear.parts_of
+    monkeypatch.setattr(nibble_linear, "parts_of", lambda shape: reversed(list(parts_of(shape))))
+    assert not np.array_equal(edgemat.Simulator(graph).codes(x), wanted)
 
 
 def test_verify_holds_every_backend_to_it(exported: Path, module: Net) -> None:
@@ -250,6 +271,27 @@ def test_row_sums_of_blocks_are_those_of_the_whole(monkeypatch: pytest.MonkeyPat
     assert np.array_equal(found.positive, np.maximum(wide, 0).sum(1))
     assert np.array_equal(found.negative, np.minimum(wide, 0).sum(1))
     assert found.pair == np.sort(abs(wide), axis=1)[:, -2:].sum(1).max()
+    assert found.positive.dtype == np.int16
+    part = held.part(5, 20)
+    assert part.shape == (15, 11) and np.array_equal(part.array(), wide[5:20])
+
+
+@pytest.mark.parametrize(
+    ("row", "kind"),
+    [
+        ([32766, 1], np.int16),
+        ([32767, 1], np.int32),
+        ([-32767, -1], np.int16),
+        ([-32768, -1], np.int32),
+        ([2**31 - 2, 1], np.int32),
+        ([2**31 - 1, 1], np.int64),
+        ([-(2**31), -1], np.int64),
+    ],
+)
+def test_row_sums_take_the_narrowest_type(row: list[int], kind: type) -> None:
+    found = codes.Codes((1, 2), np.dtype(np.int32), lambda first, last: np.array([row], np.int32)).survey
+    sums = found.positive if row[0] > 0 else found.negative
+    assert sums.tolist() == [sum(row)] and sums.dtype == kind
 
 
 def test_what_stays_in_its_file_is_never_widened(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:

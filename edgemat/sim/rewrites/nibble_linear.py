@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
+import onnx_ir as ir
 
 from edgemat.body import Coded
 from edgemat.codes import Codes
@@ -24,6 +25,9 @@ from edgemat.sim.rewrites.epilogue import fold
 BITS, ZERO = 4, 8
 BLOCK = 256
 """Largest number of weights that share a scale, four bytes; all of a row have the same."""
+PART = 1 << 22
+"""About as many weights are one node's. onnxruntime copies a node's weights into the kernel's own order while what it
+copies is still mapped: a head of many outputs, which may be a fifth of the model, would be in memory twice."""
 
 
 def nibble_linear(body: FusedBody, call: Call, x: list[Carried]) -> Carried | None:
@@ -36,14 +40,27 @@ def nibble_linear(body: FusedBody, call: Call, x: list[Carried]) -> Carried | No
         return None
     if len(x[0].tensor.shape) > 2 and folded.scale.size > 1:
         return None
-    outputs, inputs = stored.shape
+    scale = np.broadcast_to(folded.scale, stored.shape[:1]).astype(np.float32)
+    values = body.cast(x[0].coded(), SINGLE).value
+    parts = [_product(body, values, stored.part(*rows), scale[slice(*rows)]) for rows in parts_of(stored.shape)]
+    value = parts[0] if len(parts) == 1 else body.op("Concat", *parts, axis=-1)
+    bias = call.constant(2)
+    offset = folded.constant if bias is None else bias.astype(np.float64) * folded.scale + folded.constant
+    coded = Coded(value, SINGLE)
+    if np.any(offset):
+        coded = body.binary("Add", coded, body.number(offset, coded))
+    return folded.carried(body, call, coded)
+
+
+def _product(body: FusedBody, x: ir.Value, weights: Codes, scale: np.ndarray) -> ir.Value:
+    """Sums of products with rows of weights, each times the scale of its row."""
+    outputs, inputs = weights.shape
     block = block_size(inputs)
     blocks = -(-inputs // block)
-    scale = np.broadcast_to(folded.scale, (outputs,)).astype(np.float32)
-    value = body.microsoft(
+    return body.microsoft(
         "MatMulNBits",
-        body.cast(x[0].coded(), SINGLE).value,
-        body.large(packed(stored, block), (outputs, blocks, block * BITS // 8), np.dtype(np.uint8)),
+        x,
+        body.large(packed(weights, block), (outputs, blocks, block * BITS // 8), np.dtype(np.uint8)),
         body.const(np.repeat(scale[:, None], blocks, axis=1), SINGLE),
         K=inputs,
         N=outputs,
@@ -51,12 +68,14 @@ def nibble_linear(body: FusedBody, call: Call, x: list[Carried]) -> Carried | No
         block_size=block,
         accuracy_level=1,
     )
-    bias = call.constant(2)
-    offset = folded.constant if bias is None else bias.astype(np.float64) * folded.scale + folded.constant
-    coded = Coded(value, SINGLE)
-    if np.any(offset):
-        coded = body.binary("Add", coded, body.number(offset, coded))
-    return folded.carried(body, call, coded)
+
+
+def parts_of(shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:
+    """First row and the row behind the last of each node's weights, as even as possible."""
+    count = -(-shape[0] * shape[1] // PART)
+    step = max(1, -(-shape[0] // count))
+    for first in range(0, shape[0], step):
+        yield first, min(first + step, shape[0])
 
 
 def block_size(inputs: int) -> int:
