@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         UnsupportedOpError,
     )
     from edgemat.exporting import export
+    from edgemat.foreign.qonnx_writer import to_qonnx
     from edgemat.formats import Fixed
     from edgemat.lower import to_onnx
     from edgemat.nn import calibrate, quantize
@@ -75,6 +76,7 @@ _HOMES = {
     "quantize": "edgemat.nn",
     "summary": "edgemat.nn.summary",
     "to_onnx": "edgemat.lower",
+    "to_qonnx": "edgemat.foreign.qonnx_writer",
     "verify": "edgemat.verification",
 }
 
@@ -110,6 +112,7 @@ __all__ = [
     "quantize",
     "summary",
     "to_onnx",
+    "to_qonnx",
     "verify",
 ]
 

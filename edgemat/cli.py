@@ -83,8 +83,15 @@ def cli() -> None:
 
 @cli.command()
 @MODEL
-@click.option("--target", type=TARGET, required=True, help="hls: an HLS C++ project. mcu: a C library.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder to write.")
+@click.option(
+    "--target",
+    type=click.Choice([*TARGET.choices, "qonnx"]),
+    required=True,
+    help="hls: an HLS C++ project. mcu: a C library. qonnx: a QONNX file.",
+)
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder to write; for qonnx a file."
+)
 @click.option("--io", type=click.Choice(["parallel", "stream"]), help="hls: interface.  [default: parallel]")
 @click.option("--reuse", type=click.IntRange(min=1), help="hls: multiplications that share one multiplier.")
 @click.option("--plan", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="hls: plan by layer (TOML).")
@@ -98,14 +105,18 @@ def cli() -> None:
     type=click.Choice(["auto", "2", "1.6"]),
     help="mcu: bits a ternary weight takes in flash.  [default: auto, the faster one]",
 )
+@click.option("--batch", type=click.IntRange(min=1), help="qonnx: samples of one run.  [default: 1]")
 def export(model: Path, target: str, output: Path, **options: Any) -> None:
-    """Write a target's project for a lowered MODEL."""
+    """Write a target's project or file for a lowered MODEL."""
     given = {name: value for name, value in options.items() if value is not None}
-    shared, own = ("products",), ("ternary_packing",)
-    foreign = [name for name in given if name not in shared and (name in own) != (target == "mcu")]
-    if foreign:
-        name, other = foreign[0].replace("_", "-"), "hls" if target == "mcu" else "mcu"
-        raise click.UsageError(f"--{name} belongs to --target {other}; --target {target} does not take it.")
+    takers = {"products": ("hls", "mcu"), "ternary_packing": ("mcu",), "batch": ("qonnx",)}  # all others: hls
+    for name in given:
+        takes = takers.get(name, ("hls",))
+        if target not in takes:
+            raise click.UsageError(
+                f"--{name.replace('_', '-')} belongs to --target {' and '.join(takes)}; "
+                f"--target {target} does not take it."
+            )
     if "reuse" in given and "plan" in given:
         raise click.UsageError("--reuse and --plan exclude each other; write the reuse factors into the plan.")
     edgemat.export(model, target=target, output=output, **given)

@@ -36,10 +36,11 @@ DOWN = {
     "ops": BOTTOM,
     "nn": BOTTOM | {"ops", "recipe"},
     "lower": BOTTOM | {"ops", "recipe", "nn"},  # nn from functions only: importing lower stays light
+    "foreign": BOTTOM | {"ops", "lower"},
     "sim": BOTTOM | {"ops", "lower"},
     "targets": BOTTOM | {"ops", "lower"},
     "report": BOTTOM | {"ops", "lower", "targets", "sim"},
-    "exporting": BOTTOM | {"ops", "lower", "targets"},
+    "exporting": BOTTOM | {"ops", "lower", "targets", "foreign"},
     "verification": BOTTOM | {"ops", "lower", "targets", "sim"},
     "lightning": BOTTOM | {"nn", "recipe", "exporting", "verification", "lower", "sim", "report", ""},
     "demo": BOTTOM | {"nn", "recipe", "exporting", "verification", "lower", "sim", "report", "targets", ""},
