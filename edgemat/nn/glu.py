@@ -43,6 +43,12 @@ def projection(
     return layer
 
 
+def share_tokens(*layers: TernaryLinear) -> None:
+    """Gives projections of the same features one `TokenQuantizer`, the first's: each row is quantised once for all."""
+    for layer in layers[1:]:
+        layer.tokens = layers[0].tokens
+
+
 def table_format(format: str | Fixed, label: str) -> Fixed:
     """A format that indexes a table.
 
@@ -74,8 +80,9 @@ class GLU(QuantLayer):
         activations: Format of silu's values, of ``x Wu`` and of the product.
         output: Format of the result, or None for the exact sums.
         norm: Whether the product is normalised (`RMSNorm`) before the last projection.
-        tokens: Format of the codes into which each token's features are quantised in front of each projection, with a
-            power of two of their own (`TernaryLinear`); None for none. `token_scale` as well.
+        tokens: Format of the codes into which each token's features are quantised in front of the projections, with a
+            power of two of their own (`TernaryLinear`), once for those that read the same; None for none.
+            `token_scale` as well.
 
     Raises:
         FormatError: for a gate of more than 12 bits.
@@ -105,6 +112,7 @@ class GLU(QuantLayer):
         source = self.input_quantizer
         self.gate_proj = projection(dim, self.hidden, source, table_format(gate, "a GLU's gate"), options)
         self.up_proj = projection(dim, self.hidden, source, activations, options)
+        share_tokens(self.gate_proj, self.up_proj)
         self.silu = QuantTable("silu", activations, input=None)
         self.silu.link(self.gate_proj.output_quantizer)
         self.product = QuantMul(NORMALISED if norm else activations)
@@ -140,7 +148,8 @@ class GLU(QuantLayer):
                 f"layer {self.path or 'GLU'!r} got features of shape {tuple(x.shape)}, expected [..., {self.dim}]"
             )
         x = self.enter(x)
-        y: Tensor = self.product(self.silu(self.gate_proj(x)), self.up_proj(x))
+        rows = self.gate_proj.rows(x)
+        y: Tensor = self.product(self.silu(self.gate_proj(x, rows)), self.up_proj(x, rows))
         return self.down_proj(y if self.norm is None else self.norm(y))
 
     @torch.no_grad()

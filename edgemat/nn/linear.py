@@ -83,11 +83,20 @@ class QuantLinear(WeightedLayer):
     def _takes_real(self) -> bool:
         return super()._takes_real() or (self.tokens is not None and self.tokens.passes)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Applies the layer; the result carries exact values of the accumulator or of the output format."""
+    def rows(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
+        """What the layer's `TokenQuantizer` makes of an input, for `forward`; None without one."""
+        return None if self.tokens is None else self.tokens(self.enter(x))
+
+    def forward(self, x: Tensor, rows: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """Applies the layer; the result carries exact values of the accumulator or of the output format.
+
+        Args:
+            x: ``[..., in_features]``.
+            rows: The codes and scales of x, where a layer that shares this one's `tokens` has made them already.
+        """
         if self.tokens is None:
             return super().forward(x)
-        codes, scales = self.tokens(self.enter(x))
+        codes, scales = self.tokens(self.enter(x)) if rows is None else rows
         if exporting():
             y = self.emit(codes)
         else:

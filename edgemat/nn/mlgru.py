@@ -32,7 +32,7 @@ from edgemat.formats import Fixed
 from edgemat.nn import arguments
 from edgemat.nn.activation import QuantConstant
 from edgemat.nn.emission import exporting
-from edgemat.nn.glu import NORMALISED, normalizer, projection, table_format
+from edgemat.nn.glu import NORMALISED, normalizer, projection, share_tokens, table_format
 from edgemat.nn.join import QuantMul
 from edgemat.nn.layer import QuantLayer, exact_arithmetic
 from edgemat.nn.quantizer import FixedQuantizer
@@ -64,8 +64,9 @@ class MLGRU(QuantLayer):
         state: Format of the state.
         output: Format of the result, or None for the exact sums.
         norm: Whether the gated state is normalised (`RMSNorm`) before the last projection.
-        tokens: Format of the codes into which each token's features are quantised in front of each projection, with a
-            power of two of their own (`TernaryLinear`); None for none. `token_scale` as well.
+        tokens: Format of the codes into which each token's features are quantised in front of the projections, with a
+            power of two of their own (`TernaryLinear`), once for those that read the same; None for none.
+            `token_scale` as well.
 
     Raises:
         FormatError: for another form, projections of more than 12 bits, or another format of f.
@@ -102,6 +103,7 @@ class MLGRU(QuantLayer):
         self.f_proj = projection(dim, dim, source, narrow, options)
         self.c_proj = projection(dim, dim, source, narrow, options)
         self.g_proj = projection(dim, dim, source, narrow, options)
+        share_tokens(self.f_proj, self.c_proj, self.g_proj)
         self.sigmoid = QuantTable("sigmoid", gate, input=None)
         self.sigmoid.link(self.f_proj.output_quantizer)
         self.silu = QuantTable("silu", activations, input=None)
@@ -154,10 +156,11 @@ class MLGRU(QuantLayer):
     # -- the parts ------------------------------------------------------------------------------------------------
     def projected(self, x: Tensor, bound: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """f, c and the output gate of features ``[..., dim]``; `bound` is the lower bound of f (``"released"``)."""
-        f = self.sigmoid(self.f_proj(x))
+        rows = self.f_proj.rows(x)
+        f = self.sigmoid(self.f_proj(x, rows))
         if self.form == "released":
             f = self._raised(f, self.bound if bound is None else bound)
-        return f, self.silu(self.c_proj(x)), self.gate(self.g_proj(x))
+        return f, self.silu(self.c_proj(x, rows)), self.gate(self.g_proj(x, rows))
 
     def _raised(self, f: Tensor, bound: Tensor) -> Tensor:
         """``f + b * (1 - f)``, rounded into the format of f."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from pathlib import Path
 
@@ -196,7 +197,7 @@ def test_tokens_with_scales_of_their_own(form: str, tmp_path: Path) -> None:
     calls = read(path).nodes
     exponents = [call.x[1].hi for call in calls if call.op.name == "TokenQuantize"]
     linear = [call for call in calls if call.op.name == "Linear"]
-    assert len(exponents) == len(linear) == 2 * 7 + 1 and min(exponents) > 0
+    assert len(linear) == 2 * 7 + 1 and len(exponents) == 2 * 4 + 1 and min(exponents) > 0
     assert all(call.op.native(call).params.get("ternary") == 1 for call in linear)
     for part in model.modules():  # control: another width gives other bits
         if isinstance(part, TokenQuantizer):
@@ -206,6 +207,31 @@ def test_tokens_with_scales_of_their_own(form: str, tmp_path: Path) -> None:
             assert part.source() is part.tokens.grid  # type: ignore[union-attr]
     with torch.no_grad():
         assert not torch.equal(model.prefill(tokens), whole)
+
+
+@pytest.mark.parametrize("kind", [MLGRU, GLU])
+def test_projections_share_the_codes_of_their_rows(kind: type) -> None:
+    """One quantiser for all gives the values and the gradients that one for each gives; another width does not."""
+    torch.manual_seed(1)
+    mixer = kind(12, tokens="fixed<5>", input="fixed<12>", output="fixed<10>")
+    x = torch.randn(3, 7, 12)
+    edgemat.calibrate(mixer, [x])
+    apart = copy.deepcopy(mixer)
+    first, *others = [part for part in apart.modules() if isinstance(part, TernaryLinear)][:-1]
+    assert all(part.tokens is first.tokens for part in others) and len(others) == (2 if kind is MLGRU else 1)
+    found, shared = [], first.tokens
+    for part in (first, *others):
+        part.tokens, part.rows = copy.deepcopy(shared), lambda x: None  # type: ignore[method-assign]
+    for model in (mixer, apart):
+        x.grad = None
+        y = model.train()(x.requires_grad_())
+        (y * torch.linspace(-1, 1, y.numel()).view(y.shape)).sum().backward()
+        assert x.grad is not None
+        found.append((y.detach(), x.grad))
+    assert torch.equal(found[0][0], found[1][0])
+    assert torch.equal(found[0][1], found[1][1])  # scales are powers of two
+    others[0].tokens.grid = RowGrid(Fixed(4, 4), role="requantize")  # type: ignore[union-attr]
+    assert not torch.equal(apart(x), found[0][0])
 
 
 def test_the_published_division_of_tokens_trains_and_is_refused_at_export(tmp_path: Path) -> None:
