@@ -269,12 +269,12 @@ class Importer:
         """A source value is this built value."""
         self._map[source] = built
 
-    def output(self, source: ir.Value, name: str) -> None:
-        """Closes a graph output, called `name`, with a Dequantize."""
+    def output(self, source: ir.Value, name: str, attrs: dict[str, Any] | None = None) -> None:
+        """Closes a graph output, called `name`, with a Dequantize (of the attributes `attrs`)."""
         value = self._map.get(source)
         if value is None or self.type(value).format is REAL:
             raise LoweringError(f"output {name!r} is not quantised; end the network in edgemat layers")
-        made = self.add("Dequantize", [value], {}, f"{name}_dequantize")
+        made = self.add("Dequantize", [value], attrs or {}, f"{name}_dequantize")
         made.name = self._unique(name)
         node = made.producer()
         assert node is not None

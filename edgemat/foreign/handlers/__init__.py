@@ -1,0 +1,16 @@
+"""Which function takes which node of a foreign file, by (domain, operator)."""
+
+from __future__ import annotations
+
+from edgemat.foreign.handlers import elementwise, joins, layout, pooling, qdq, qonnx, weighted
+from edgemat.foreign.translator import Handler
+
+HANDLERS: dict[tuple[str, str], Handler] = {
+    **weighted.HANDLERS,
+    **elementwise.HANDLERS,
+    **joins.HANDLERS,
+    **layout.HANDLERS,
+    **pooling.HANDLERS,
+    **qdq.HANDLERS,
+    **qonnx.HANDLERS,
+}

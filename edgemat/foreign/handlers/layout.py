@@ -1,0 +1,138 @@
+"""Operators that move elements: Transpose, Reshape and its kin, Slice, Split, Gather, Pad, Resize."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import onnx_ir as ir
+
+from edgemat.foreign.settling import laid_out, settled
+from edgemat.foreign.signals import Known, Raw, Signal
+from edgemat.foreign.translator import Handler, Translator
+from edgemat.lower import standard
+
+
+def passes_raw(handler: Handler) -> Handler:
+    """A float input that is not quantised yet goes through: the node is repeated on its codes."""
+
+    def taken(tr: Translator, node: ir.Node) -> None:
+        quantity = tr.quantity(node, 0)
+        if isinstance(quantity, Raw):
+            tr.set(node, replace(quantity, path=(*quantity.path, node)))
+        else:
+            handler(tr, node)
+
+    return taken
+
+
+def transpose(tr: Translator, node: ir.Node) -> None:
+    """Permutations that keep the batch first; nothing moves until somebody asks."""
+    signal = tr.signal(node)
+    rank = len(tr.type(signal).shape)
+    perm = tr.integers(node, "perm", tuple(reversed(range(rank))))
+    if sorted(perm) != list(range(rank)) or perm[0] != 0:
+        raise tr.refuse(node, f"perm {perm} of {rank} axes moves the batch", "keep axis 0 in its place")
+    order = signal.order(rank)
+    tr.set(node, replace(signal, perm=tuple(order[p] for p in perm)))
+
+
+def reshape(tr: Translator, node: ir.Node) -> None:
+    """Reshape, Flatten, Squeeze, Unsqueeze: the batch stays on axis 0."""
+    signal = laid_out(tr, node, tr.signal(node))
+    source = tr.type(signal)
+    target = _target(tr, node, [1, *source.sample_shape])
+    if int(np.prod(target, dtype=np.int64)) != source.size:
+        raise tr.refuse(node, f"{source.shape} to {target} a sample", "keep the batch on axis 0")
+    kept = target[:1] == source.sample_shape[:1]
+    if not kept and (signal.chain.channels > 1 or signal.factor.size > 1):
+        signal = laid_out(tr, node, settled(tr, node, signal, scalar=False))
+        if signal.factor.size > 1:
+            raise tr.refuse(node, "channels with real scales of their own lose their axis", "quantise before")
+    made = tr.bench.add("Reshape", [signal.value], {"shape": target}, tr.label(node))
+    tr.set(node, replace(signal, value=made))
+
+
+def _target(tr: Translator, node: ir.Node, shape: list[int]) -> tuple[int, ...]:
+    """The sample's shape behind the node, for a batch of one."""
+    size, rank = int(np.prod(shape)), len(shape)
+    if node.op_type == "Flatten":
+        axis = tr.integer(node, "axis", 1)
+        if axis % max(rank, 1) != 1:
+            raise tr.refuse(node, f"flattening from axis {axis}", "flatten behind the batch (axis 1)")
+        return (size,)
+    if node.op_type == "Reshape":
+        stated = tr.integers(node, "shape") if len(node.inputs) < 2 else tr.known(node, 1).array.reshape(-1).tolist()
+        dims = [int(d) for d in stated]
+        zero_copies = not tr.integer(node, "allowzero")
+        dims = [shape[i] if d == 0 and zero_copies and i < rank else d for i, d in enumerate(dims)]
+        if len(dims) < 2:
+            raise tr.refuse(node, f"a reshape to {dims}", "keep the batch on axis 0 and at least one axis behind it")
+        rest = dims[1:]
+        if rest.count(-1) == 1:
+            known = int(np.prod([d for d in rest if d != -1], dtype=np.int64))
+            rest = [size // max(known, 1) if d == -1 else d for d in rest]
+        return tuple(rest)
+    axes = tr.axes(node)
+    if node.op_type == "Squeeze":
+        chosen = [int(a) % rank for a in axes]
+        chosen = chosen or [i for i, d in enumerate(shape) if d == 1 and i > 0]
+        if 0 in chosen or any(shape[i] != 1 for i in chosen):
+            raise tr.refuse(node, f"squeezing axes {chosen} of {shape}", "squeeze axes of size 1 behind the batch")
+        return tuple(d for i, d in enumerate(shape) if i > 0 and i not in chosen)
+    chosen = [int(a) for a in axes]
+    full = rank + len(chosen)
+    places = sorted(a % full for a in chosen)
+    if not places or 0 in places:
+        raise tr.refuse(node, f"new axes {chosen}", "add axes behind the batch")
+    for place in places:
+        shape = [*shape[:place], 1, *shape[place:]]
+    return tuple(shape[1:])
+
+
+def shape(tr: Translator, node: ir.Node) -> None:
+    """The shape of a tensor, for a batch of one: what reshapes are computed from."""
+    quantity = tr.quantity(node, 0)
+    if isinstance(quantity, Raw):
+        if quantity.path:
+            raise tr.refuse(node, "the shape of a float tensor behind other nodes", "fold the constants of the file")
+        dims = [1, *list(quantity.source.shape or ())[1:]]
+    else:
+        dims = [1 if d is None else d for d in tr.shape(tr.signal(node))]
+    start, end = tr.integer(node, "start"), tr.integer(node, "end", len(dims))
+    tr.set(node, Known(np.asarray(dims, np.int64)[start:end]))
+
+
+def delegated(tr: Translator, node: ir.Node) -> None:
+    """Slice, Split, Gather, Pad with 0, nearest Resize, ArgMax: as in files from torch, on codes."""
+    signal = settled(tr, node, tr.signal(node), scalar=False)
+    if signal.factor.size > 1 and node.op_type not in ("Resize",):
+        signal = settled(tr, node, signal)
+    if node.op_type == "Pad":
+        _check_padding(tr, node, signal)
+    source = node.inputs[0]
+    assert source is not None
+    tr.bench.alias(source, signal.value)
+    known = {v: tr.values[v] for v in node.inputs if v is not None}
+    tr.bench.constants = {v: found.array for v, found in known.items() if isinstance(found, Known)}
+    standard.HANDLERS[node.op_type](tr.bench, node)
+    for value in node.outputs:
+        if node.op_type == "ArgMax":
+            tr.values[value] = Signal(tr.bench.mapped(value), np.ones((), np.float32))
+        elif tr.bench.has(value):
+            tr.values[value] = replace(signal, value=tr.bench.mapped(value))
+
+
+def _check_padding(tr: Translator, node: ir.Node, signal: Signal) -> None:
+    value = tr.optional(node, 2) if len(node.inputs) > 2 else tr.real(node, "value", 0.0)
+    number = float(np.asarray(0.0 if value is None else value).reshape(-1)[0])
+    if number != (0 if signal.zero is None else signal.zero) or (signal.zero or 0) != 0:
+        raise tr.refuse(node, f"padding with {number}", "pad with the real number 0")
+
+
+HANDLERS: dict[tuple[str, str], Handler] = {
+    ("", "Shape"): shape,
+    ("", "Transpose"): passes_raw(transpose),
+    **{("", op): passes_raw(reshape) for op in ("Reshape", "Flatten", "Squeeze", "Unsqueeze")},
+    **{("", op): delegated for op in ("Slice", "Split", "Gather", "Pad", "Resize", "ArgMax")},
+}

@@ -1,0 +1,103 @@
+"""Pools: the maximum goes through any rising chain, the average is an exact sum and a division in the chain."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import onnx_ir as ir
+
+from edgemat.foreign.chains import Step
+from edgemat.foreign.handlers.weighted import window
+from edgemat.foreign.settling import laid_out, settled
+from edgemat.foreign.signals import Signal
+from edgemat.foreign.translator import Handler, Translator
+from edgemat.formats import Fixed
+
+
+def max_pool(tr: Translator, node: ir.Node) -> None:
+    """MaxPool of one output."""
+    if len(node.outputs) > 1 and node.outputs[1].name and node.outputs[1].uses():
+        raise tr.refuse(node, "the indices of the maxima", "use the values only")
+    signal = tr.signal(node)
+    rising = (signal.chain.sign(signal.chain.channels) == 1).all()
+    signal = laid_out(tr, node, signal) if rising else settled(tr, node, signal, scalar=False)
+    kernel = tr.integers(node, "kernel_shape")
+    attrs = window(tr, node, signal, kernel)
+    attrs |= {"kernel_shape": kernel, "ceil_mode": tr.integer(node, "ceil_mode", 0)}
+    tr.set(node, replace(signal, value=tr.bench.add("MaxPool", [signal.value], attrs, tr.label(node))))
+
+
+def global_max_pool(tr: Translator, node: ir.Node) -> None:
+    """The maximum of a whole map."""
+    signal = settled(tr, node, tr.signal(node), scalar=False)
+    kernel = tr.type(signal).sample_shape[1:]
+    attrs = {"kernel_shape": kernel, "strides": (1,) * len(kernel), "pads": (0,) * 2 * len(kernel)}
+    tr.set(node, replace(signal, value=tr.bench.add("MaxPool", [signal.value], attrs, tr.label(node))))
+
+
+def average_pool(tr: Translator, node: ir.Node) -> None:
+    """AveragePool: a depthwise sum, then a division by the count."""
+    signal = settled(tr, node, tr.signal(node), scalar=False)
+    kernel = tr.integers(node, "kernel_shape")
+    attrs = window(tr, node, signal, kernel)
+    padded = any(attrs["pads"]) and not tr.integer(node, "count_include_pad")
+    if padded or tr.integer(node, "ceil_mode"):
+        raise tr.refuse(node, "an average whose count differs by place", "pad before, or count the padding")
+    _summed(tr, node, signal, kernel, attrs)
+
+
+def global_average_pool(tr: Translator, node: ir.Node) -> None:
+    """The average of a whole map."""
+    signal = settled(tr, node, tr.signal(node), scalar=False)
+    kernel = tr.type(signal).sample_shape[1:]
+    _summed(tr, node, signal, kernel, {"strides": (1,) * len(kernel)})
+
+
+def reduce_mean(tr: Translator, node: ir.Node) -> None:
+    """ReduceMean over all spatial axes."""
+    signal = tr.signal(node)
+    rank = len(tr.type(signal).shape)
+    axes = tr.axes(node)
+    chosen = sorted(int(a) % rank for a in axes)
+    order = signal.order(rank)
+    if sorted(order[a] for a in chosen) != list(range(2, rank)) or rank < 3:
+        signal = laid_out(tr, node, settled(tr, node, signal))
+        if chosen != list(range(2, rank)) or rank < 3:
+            raise tr.refuse(node, f"a mean over axes {chosen} of {rank}", "average over all spatial axes")
+        order = tuple(range(rank))
+    keep = bool(tr.integer(node, "keepdims", 1))
+    plain = replace(settled(tr, node, replace(signal, perm=None), scalar=False), perm=None)
+    kernel = tr.type(plain).sample_shape[1:]
+    _summed(tr, node, plain, kernel, {"strides": (1,) * len(kernel)})
+    made = tr.values[node.outputs[0]]
+    assert isinstance(made, Signal)
+    if keep:
+        tr.set(node, replace(made, perm=None if order == tuple(range(rank)) else order))
+        return
+    channels = tr.type(made).sample_shape[0]
+    tr.set(
+        node,
+        replace(made, value=tr.bench.add("Reshape", [made.value], {"shape": (channels,)}, f"{tr.label(node)}_flat")),
+    )
+
+
+def _summed(tr: Translator, node: ir.Node, signal: Signal, kernel: tuple[int, ...], attrs: dict[str, object]) -> None:
+    tensor = tr.type(signal)
+    channels, name = tensor.sample_shape[0], tr.label(node)
+    fmt = Fixed(1, 1, signed=False)
+    ones = tr.bench.codes(np.ones((channels, 1, *kernel), np.int64), fmt, f"{name}_ones")
+    full = {**attrs, "groups": channels, "w_format": str(fmt)}
+    total = tr.bench.add("Conv", [signal.value, ones], full, f"{name}_sum")
+    count = np.asarray(float(np.prod(kernel)), np.float32)
+    chain = signal.chain.then(Step(name, "Div", {}, (None, count)), tr.source.opset)
+    tr.set(node, replace(signal, value=total, chain=chain, fused=False))
+
+
+HANDLERS: dict[tuple[str, str], Handler] = {
+    ("", "MaxPool"): max_pool,
+    ("", "GlobalMaxPool"): global_max_pool,
+    ("", "AveragePool"): average_pool,
+    ("", "GlobalAveragePool"): global_average_pool,
+    ("", "ReduceMean"): reduce_mean,
+}

@@ -1,0 +1,67 @@
+"""The end of an import: what the file's outputs become."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx_ir as ir
+
+from edgemat.errors import LoweringError
+from edgemat.foreign.affine import affine_of
+from edgemat.foreign.settling import settled
+from edgemat.foreign.signals import Refused, Signal
+from edgemat.formats import Fixed
+
+if TYPE_CHECKING:
+    from edgemat.foreign.translator import Translator
+
+OUTPUT_BITS = 24
+
+
+def close(tr: Translator, value: ir.Value) -> None:
+    """Closes a graph output with a Dequantize.
+
+    Codes that have binary points or one real scale come out as they are. Where real operators, or a scale for each
+    channel, stand between the codes and the output, the output is rounded to `OUTPUT_BITS` bits; the report says so.
+
+    Raises:
+        LoweringError: if the output is a constant, the input itself, or has no integer form.
+    """
+    name, quantity = value.name or "output", tr.values.get(value)
+    if isinstance(quantity, Refused):
+        return
+    if not isinstance(quantity, Signal):
+        raise LoweringError(f"output {name!r} does not depend on quantised data; quantise the network's input")
+    node = value.producer() or ir.Node("", "Output", [], name=name)
+    if quantity.zero is not None:
+        plain = settled(tr, node, quantity)
+        zero = plain.zero or 0
+        if zero:
+            constant = tr.bench.literal(np.array([zero]), Fixed(34, 34), f"{name}_zero")
+            plain = Signal(tr.bench.add("Add", [plain.value, constant], {}, f"{name}_stored"), plain.factor)
+        _closed(tr, plain.value, value, "")
+        return
+    try:
+        plain = settled(tr, node, quantity)
+    except LoweringError:
+        plain = _rounded(tr, node, quantity, name)
+    scale = "" if float(plain.factor) == 1 else float(plain.factor).hex()
+    _closed(tr, plain.value, value, scale)
+
+
+def _closed(tr: Translator, made: ir.Value, value: ir.Value, scale: str) -> None:
+    tr.bench.alias(value, made)
+    tr.bench.output(value, value.name or "output", {"scale": scale} if scale else {})
+
+
+def _rounded(tr: Translator, node: ir.Node, signal: Signal, name: str) -> Signal:
+    """The output as a fixed-point number: an affine function of the sums, rounded."""
+    found = affine_of(tr, signal)
+    if found is None:
+        raise tr.refuse(node, "an output that real operators make of the codes", "quantise the output")
+    made, error = found.written(tr, name, OUTPUT_BITS)
+    tr.report.notes.append(
+        f"Output {name!r} is rounded to {tr.bench.type(made.value).format}, at most {error:.3g} off."
+    )
+    return settled(tr, node, made)

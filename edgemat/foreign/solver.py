@@ -1,0 +1,191 @@
+"""Integer arithmetic that equals a monotone step function everywhere: thresholds by bisection, multipliers by search.
+
+A function f of an integer code, non-decreasing, with values low .. high, is known by its *thresholds*
+
+    T[j] = the smallest x in lo .. hi with f(x) >= j        (hi + 1 where there is none),   j = low + 1 .. high
+
+and two such functions are equal on lo .. hi exactly if their thresholds are. So whether
+``round((a * x + b) * 2**-s)``, saturated at low and high, is f is decided without trying every code: the product
+reaches level j where
+
+    a * x + b >= R[j],    R[j] = j * 2**s - 2**(s - 1)   (RND: halves go up),   one more for odd j under RND_CONV
+
+and that is so exactly where f(x) >= j if ``a * T[j] + b >= R[j]`` and ``a * (T[j] - 1) + b < R[j]`` for every j (each
+condition only where that x lies within lo .. hi): for a given a and s an interval of b, found for all channels and
+thresholds at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+Function = Callable[[np.ndarray], np.ndarray]
+"""int64 codes [C, K] to int64 codes [C, K], channel by channel."""
+
+MAX_MULTIPLIER_BITS = 30
+MAX_SHIFT = 56
+
+
+def find_thresholds(function: Function, lo: np.ndarray, hi: np.ndarray, low: int, high: int) -> np.ndarray:
+    """The thresholds of a non-decreasing function of codes.
+
+    Args:
+        function: f; asked only for codes within lo .. hi of their channel.
+        lo: Smallest code of each channel, int64 [C].
+        hi: Largest code of each channel, int64 [C].
+        low: Smallest value of f.
+        high: Largest value of f, at most 65,535 above.
+
+    Returns:
+        int64 [C, high - low]: T[c, j - low - 1], from lo[c] to hi[c] + 1.
+    """
+    levels = np.arange(low + 1, high + 1, dtype=np.int64)
+    left = np.repeat(lo[:, None], levels.size, axis=1)
+    right = np.repeat(hi[:, None] + 1, levels.size, axis=1)
+    while (left < right).any():
+        middle = left + (right - left) // 2
+        reached = function(np.minimum(middle, hi[:, None])) >= levels
+        open_ = left < right
+        right = np.where(open_ & reached, middle, right)
+        left = np.where(open_ & ~reached, middle + 1, left)
+    return left
+
+
+@dataclass(frozen=True)
+class Gaps:
+    """What an integer function must separate, by channel and level: the last code below it and the first at it.
+
+    Attributes:
+        low: Value below all levels; level k of the arrays is ``low + 1 + k``.
+        below: Largest code whose value is under the level, int64 [C, L].
+        above: Smallest code whose value is at the level or over it, int64 [C, L].
+        has_below: Whether there is such a code, bool [C, L].
+        has_above: Likewise.
+    """
+
+    low: int
+    below: np.ndarray
+    above: np.ndarray
+    has_below: np.ndarray
+    has_above: np.ndarray
+
+    @classmethod
+    def of(cls, thresholds: np.ndarray, lo: np.ndarray, hi: np.ndarray, low: int) -> Gaps:
+        """The gaps beside thresholds of codes lo .. hi."""
+        return cls(low, thresholds - 1, thresholds, thresholds > lo[:, None], thresholds <= hi[:, None])
+
+
+@dataclass(frozen=True)
+class Multipliers:
+    """``round((a[c] * x + b[c]) * 2**-shift[c])``.
+
+    Attributes:
+        a: Multipliers, int64 [C].
+        b: Offsets, int64 [C].
+        shift: Right shifts, int64 [C].
+        rounding: "RND" or "RND_CONV".
+    """
+
+    a: np.ndarray
+    b: np.ndarray
+    shift: np.ndarray
+    rounding: str = "RND"
+
+    @property
+    def width(self) -> int:
+        """Bits of the widest multiplier, its sign included where one is negative."""
+        magnitudes = [int(v) if v >= 0 else -int(v) - 1 for v in self.a.tolist()]
+        return max(1, max(v.bit_length() for v in magnitudes) + int((self.a < 0).any()))
+
+
+def solve_multipliers(gaps: Gaps, slopes: np.ndarray, offset_bits: int = 31) -> Multipliers | None:
+    """The narrowest multipliers and shifts that separate every level exactly, or None.
+
+    Args:
+        gaps: What is to be separated.
+        slopes: Where to look: levels a code, positive float64 [C]; 0 where unknown.
+        offset_bits: Bits the offsets may have beside their sign.
+
+    Returns:
+        Multipliers of at most `MAX_MULTIPLIER_BITS` bits for every channel, or None where a channel has none.
+    """
+    slopes, feasible = best_slopes(gaps, np.where(slopes > 0, slopes, estimated_slopes(gaps)))
+    if not feasible.all():
+        return None
+    found = [_solved(gaps, slopes, offset_bits, rounding) for rounding in ("RND", "RND_CONV")]
+    return min((m for m in found if m is not None), key=lambda m: m.width, default=None)
+
+
+def _solved(gaps: Gaps, slopes: np.ndarray, offset_bits: int, rounding: str) -> Multipliers | None:
+    channels = len(gaps.below)
+    a, b, shift = (np.zeros(channels, np.int64) for _ in range(3))
+    open_ = np.ones(channels, bool)
+    exponents = np.frexp(slopes)[1].astype(np.int64)
+    for bits in range(1, MAX_MULTIPLIER_BITS + 1):
+        shifts = np.clip(bits - exponents, 0, MAX_SHIFT)
+        for step in (0, 1, -1, 2, -2):
+            if not open_.any():
+                return Multipliers(a, b, shift, rounding)
+            tried = np.rint(np.ldexp(slopes, shifts)).astype(np.int64) + step
+            found, offsets = _offsets(gaps, tried, shifts, rounding)
+            fits = open_ & found & (tried > 0) & (np.abs(offsets) < 1 << offset_bits)
+            a, b, shift = np.where(fits, tried, a), np.where(fits, offsets, b), np.where(fits, shifts, shift)
+            open_ &= ~fits
+    return None if open_.any() else Multipliers(a, b, shift, rounding)
+
+
+def _offsets(gaps: Gaps, a: np.ndarray, shifts: np.ndarray, rounding: str) -> tuple[np.ndarray, np.ndarray]:
+    """Whether some offset separates every level, and the smallest one that does."""
+    levels = (gaps.low + 1 + np.arange(gaps.below.shape[1], dtype=np.int64))[None, :]
+    far = np.int64(1) << 62
+    top = max(int(np.abs(levels).max(initial=0)), 1)
+    reach = max(int(np.abs(gaps.below).max(initial=0)), int(np.abs(gaps.above).max(initial=0)), 1)
+    safe = (shifts < 61 - top.bit_length()) & (a < (far >> 1) // reach) & (a > -((far >> 1) // reach))
+    a, shifts = np.where(safe, a, 1), np.where(safe, shifts, 0)
+    half = np.where(shifts > 0, np.int64(1) << np.maximum(shifts - 1, 0), 0)[:, None]
+    odd = (levels & 1) * (shifts[:, None] > 0) if rounding == "RND_CONV" else 0
+    targets = (levels << shifts[:, None]) - half + odd
+    least = np.where(gaps.has_above, targets - a[:, None] * gaps.above, -far).max(axis=1, initial=-far)
+    most = np.where(gaps.has_below, targets - 1 - a[:, None] * gaps.below, far).min(axis=1, initial=far)
+    return safe & (least <= most), np.clip(0, least, most)
+
+
+def best_slopes(gaps: Gaps, slopes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The slopes that leave the widest interval of offsets, and whether any is left.
+
+    The width of that interval is a concave function of the slope (a minimum of lines), so a golden-section search from
+    half to twice the given slopes finds its maximum.
+    """
+    halves = (gaps.low + 0.5 + np.arange(gaps.below.shape[1]))[None, :]
+
+    def room(slope: np.ndarray) -> np.ndarray:
+        least = np.where(gaps.has_above, halves - slope[:, None] * gaps.above, -np.inf).max(axis=1, initial=-np.inf)
+        most = np.where(gaps.has_below, halves - slope[:, None] * gaps.below, np.inf).min(axis=1, initial=np.inf)
+        return most - least
+
+    golden = (np.sqrt(5.0) - 1) / 2
+    left, right = slopes / 2, slopes * 2
+    for _ in range(90):
+        span = golden * (right - left)
+        low, high = right - span, left + span
+        lower = room(low) < room(high)
+        left, right = np.where(lower, low, left), np.where(lower, right, high)
+    best = (left + right) / 2
+    best = np.where(room(slopes) >= room(best), slopes, best)
+    return best, room(best) > -1e-6
+
+
+def estimated_slopes(gaps: Gaps) -> np.ndarray:
+    """Levels a code, from the outermost gaps that lie inside; 1 where fewer than two do."""
+    inner = gaps.has_below & gaps.has_above
+    levels = np.arange(inner.shape[1])
+    first = np.where(inner, levels, inner.shape[1]).min(axis=1, initial=inner.shape[1])
+    last = np.where(inner, levels, -1).max(axis=1, initial=-1)
+    made = np.ones(len(inner))
+    for c in np.nonzero(last > first)[0]:
+        run = int(gaps.above[c, last[c]]) - int(gaps.above[c, first[c]])
+        made[c] = (last[c] - first[c]) / max(run, 0.5)
+    return made
