@@ -27,6 +27,7 @@ class Graph:
         constants: int64 codes of every constant by value name.
         quantizers: The Quantize calls by float input name.
         model: The onnx_ir model the view was made of.
+        dequantizers: The Dequantize calls by float output name.
         states: Recurrent states, in the order of the file's inputs: neither `inputs` nor `outputs` hold them.
     """
 
@@ -41,6 +42,7 @@ class Graph:
     quantizers: dict[str, Call]
     model: ir.Model = field(repr=False)
     states: list[State] = field(default_factory=list)
+    dequantizers: dict[str, Call] = field(default_factory=dict)
 
     def input_type(self, index: int) -> Tensor:
         """Type of the codes of input `index`."""
@@ -57,12 +59,12 @@ def view(model: ir.Model, calls: list[Call]) -> Graph:
     nodes: list[Call] = []
     tensors: dict[str, Tensor] = {}
     constants: dict[str, np.ndarray | Codes] = {}
-    dequantized: dict[str, str] = {}
+    dequantizers: dict[str, Call] = {}
     for call in calls:
         for index, codes in call.constants.held.items():
             constants[call.inputs[index]] = codes
         if call.op.name == "Dequantize":
-            dequantized[call.outputs[0]] = call.inputs[0]
+            dequantizers[call.outputs[0]] = call
             continue
         if call.op.name == "NextState":
             continue
@@ -82,7 +84,7 @@ def view(model: ir.Model, calls: list[Call]) -> Graph:
     return Graph(
         graph.name or "model",
         [quantizers[name].outputs[0] for name in input_names if name in quantizers],
-        [dequantized[name] for name in output_names],
+        [dequantizers[name].inputs[0] for name in output_names],
         [name for name in input_names if name in quantizers],
         output_names,
         nodes,
@@ -91,4 +93,5 @@ def view(model: ir.Model, calls: list[Call]) -> Graph:
         quantizers,
         model,
         states,
+        {name: dequantizers[name] for name in output_names},
     )

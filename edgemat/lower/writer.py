@@ -7,7 +7,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 
 from edgemat.body import DOMAIN, IR_VERSION, OPSET
@@ -15,6 +14,7 @@ from edgemat.lower.data_file import DataWriter, remove_others, unwritable
 from edgemat.lower.states import pair_states
 from edgemat.lower.typing import CALL, META, infer
 from edgemat.op import REAL, Call, Tensor
+from edgemat.ops.boundary import Dequantize
 
 FORMAT_VERSION = "1"
 VERSION_KEY = "edgemat_format_version"
@@ -76,9 +76,7 @@ def finish(model: ir.Model) -> None:
 
 
 def _file_dtype(call: Call, tensor: Tensor):  # type: ignore[no-untyped-def]
-    if call.op.name == "Dequantize" and call.x[0].format.width > 24:
-        return np.dtype(np.float64)
-    return tensor.dtype
+    return call.op.value_dtype(call) if isinstance(call.op, Dequantize) else tensor.dtype
 
 
 def _stored(call: Call) -> dict[str, Any]:

@@ -1,4 +1,10 @@
-"""Quantize, Dequantize, Constant and Requantize: where values become codes, codes values, and formats narrower."""
+"""Quantize, Dequantize, Constant and Requantize: where values become codes, codes values, and formats narrower.
+
+``scale`` is the real scale of a tensor that another tool quantised: the text `float.hex` gives for a positive float32.
+Its codes are plain integers, ``value = code * scale``, in the float32 arithmetic of ONNX's QuantizeLinear and
+DequantizeLinear. Quantize then rounds half to even and saturates, at ``low`` and ``high`` where they are stated. Its
+codes lie within `MAX_SCALED`, so that ``code * scale``, rounded to float32, always comes back as that code.
+"""
 
 from __future__ import annotations
 
@@ -10,30 +16,107 @@ from edgemat import formats
 from edgemat.body import Body, Coded
 from edgemat.op import REAL, Attr, Call, Native, Op, Result, emit_requantize
 
+MAX_SCALED = 1 << 22
+SMALLEST, LARGEST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
+SCALE = {"scale": Attr(str, "", optional=True, late=True)}
+
+
+def real_scale(call: Call) -> np.float32 | None:
+    """The real scale that a Quantize or a Dequantize states, or None.
+
+    Raises:
+        LoweringError: if it is not the text of a positive, normal float32.
+    """
+    text = call.attrs["scale"]
+    if not text:
+        return None
+    try:
+        value = float.fromhex(text)
+    except (ValueError, OverflowError):
+        value = np.nan
+    fits = SMALLEST <= value <= LARGEST and float(np.float32(value)) == value
+    if not fits or value.hex() != text:
+        raise call.refuse(
+            f"the scale {text[:40]!r}", "expected a positive, normal float32 as Python's float.hex() writes it"
+        )
+    return np.float32(value)
+
+
+def check_reach(call: Call, scale: np.float32, *codes: int) -> None:
+    """Refuses a scale whose products with codes leave float32."""
+    largest = max(abs(code) for code in codes)
+    if largest * float(scale) > LARGEST:
+        raise call.refuse(f"the scale {scale} for codes up to {largest}", "their values must be finite float32")
+
 
 class Quantize(Op):
     """``y = quantize(float32(x))`` into `y_format`: round, then overflow; infinities saturate.
 
     ``limit`` states the largest code that an index may have, in an unsigned format; the codes above saturate at it. A
     reader with edgemat refuses such an input instead of computing something for it.
+
+    With ``scale``, in float32: ``y = clip(round_half_even(x / scale), low, high)``.
     """
 
     name = "Quantize"
     stem = "quantize"
-    attributes = {"y_format": Attr(str), "limit": Attr(int, None, optional=True, late=True)}
+    attributes = {
+        "y_format": Attr(str),
+        "limit": Attr(int, None, optional=True, late=True),
+        **SCALE,
+        "low": Attr(int, None, optional=True, late=True),
+        "high": Attr(int, None, optional=True, late=True),
+    }
+
+    def _scaled_rails(self, call: Call) -> tuple[int, int]:
+        """The smallest and the largest code of a Quantize with a scale."""
+        fmt, (low, high) = call.format_attr("y_format"), (call.attrs["low"], call.attrs["high"])
+        if fmt.per_channel or fmt.fracs != (0,) or (fmt.rounding, fmt.overflow) != ("RND_CONV", "SAT"):
+            raise call.refuse(f"a scale for {fmt}", "expected plain integers, as in fixed<8,8,RND_CONV,SAT>")
+        if call.attrs["limit"] is not None:
+            raise call.refuse("both a limit and a scale", "an index has no scale")
+        low, high = fmt.min_code if low is None else low, fmt.max_code if high is None else high
+        bottom, top = max(fmt.min_code, -MAX_SCALED), min(fmt.max_code, MAX_SCALED)
+        if not bottom <= low <= high <= top:
+            raise call.refuse(f"codes {low} to {high}", f"expected low <= high within {bottom} to {top} for {fmt}")
+        return low, high
 
     def infer(self, call: Call) -> tuple[Result, ...]:
         fmt, limit = call.format_attr("y_format"), call.attrs["limit"]
+        scale = real_scale(call)
+        if scale is not None:
+            low, high = self._scaled_rails(call)
+            check_reach(call, scale, low, high)
+            return (Result(call.x[0].shape, fmt, low, high),)
+        if call.attrs["low"] is not None or call.attrs["high"] is not None:
+            raise call.refuse("low or high without a scale", "leave them out: the format's rails hold")
         low, high = fmt.rails
         if limit is not None and (fmt.signed or fmt.per_channel or fmt.overflow != "SAT" or not 0 <= limit < high):
             raise call.refuse(f"the limit {limit} for {fmt}", "expected an index below the rail of an unsigned format")
         return (Result(call.x[0].shape, fmt, low, high if limit is None else limit),)
 
     def compute(self, call: Call, *x: np.ndarray) -> np.ndarray:
-        codes = formats.quantize(np.asarray(x[0], dtype=np.float32), call.exact[0].format)
+        values, scale = np.asarray(x[0], dtype=np.float32), real_scale(call)
+        if scale is not None:
+            with np.errstate(over="ignore"):
+                rounded = np.rint(values / scale)
+            return np.clip(rounded, call.exact[0].lo, call.exact[0].hi).astype(np.int64)
+        codes = formats.quantize(values, call.exact[0].format)
         return codes if call.attrs["limit"] is None else np.minimum(codes, call.attrs["limit"])
 
+    def values(self, call: Call, codes: np.ndarray) -> np.ndarray:
+        """float32 values that become these codes of the output."""
+        scale = real_scale(call)
+        if scale is not None:
+            return codes.astype(np.float32) * scale
+        return formats.dequantize(codes, call.exact[0].format).astype(np.float32)
+
     def emit(self, body: Body, call: Call, *x: Coded) -> Coded:
+        scale = real_scale(call)
+        if scale is not None:
+            value = body.cast(x[0], np.float32)
+            value = body.unary("Round", body.binary("Div", value, body.number(scale, value)))
+            return body.clip(value, call.exact[0].lo, call.exact[0].hi)
         codes = self._rounded(body, call, *x)
         limit = call.attrs["limit"]
         return codes if limit is None else body.clip(codes, 0, limit)
@@ -71,23 +154,43 @@ def largest_double(codes: np.ndarray) -> np.ndarray:
 
 
 class Dequantize(Op):
-    """``y = code * 2**-frac_bits``: float32 up to 24 bits, float64 beyond."""
+    """``y = code * 2**-frac_bits``: float32 up to 24 bits, float64 beyond.
+
+    With ``scale``: ``y = float32(code) * scale``, rounded to float32.
+    """
 
     name = "Dequantize"
     stem = "dequantize"
+    attributes = SCALE
     keeps_channels = True
 
     def infer(self, call: Call) -> tuple[Result, ...]:
+        fmt, scale = call.x[0].format, real_scale(call)
+        if scale is not None:
+            if fmt.per_channel or fmt.fracs != (0,):
+                raise call.refuse(f"a scale for {fmt}", "expected plain integers, as in fixed<8,8,RND,SAT>")
+            check_reach(call, scale, call.x[0].lo, call.x[0].hi)
         return (Result(call.x[0].shape, REAL, 0, 0),)
 
+    def value_dtype(self, call: Call) -> np.dtype:
+        """Type of the values."""
+        exact = call.x[0].format.width > 24 and real_scale(call) is None
+        return np.dtype(np.float64 if exact else np.float32)
+
     def compute(self, call: Call, *x: np.ndarray) -> np.ndarray:
+        scale = real_scale(call)
+        if scale is not None:
+            return np.asarray(x[0]).astype(np.float32) * scale + np.float32(0)  # -0.0, of a float carrier, becomes 0
         return formats.dequantize(x[0], call.x[0].format)
 
     def emit(self, body: Body, call: Call, *x: Coded) -> Coded:
-        fmt = call.x[0].format
+        scale = real_scale(call)
+        if scale is not None:
+            single = body.cast(x[0], np.float32)
+            return body.binary("Mul", single, body.number(scale, single))
         value = body.cast(x[0], np.float64)
-        factors = np.ldexp(1.0, -formats.channel_array(fmt.fracs, len(call.x[0].shape)))
-        return body.cast(body.scale(value, factors), np.float32 if fmt.width <= 24 else np.float64)
+        factors = np.ldexp(1.0, -formats.channel_array(call.x[0].format.fracs, len(call.x[0].shape)))
+        return body.cast(body.scale(value, factors), self.value_dtype(call))
 
     def body(self, call: Call) -> Body:
         body = Body()

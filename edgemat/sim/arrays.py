@@ -11,6 +11,7 @@ from edgemat.errors import FormatError
 from edgemat.formats import Fixed
 from edgemat.lower.graph import Graph
 from edgemat.op import Tensor
+from edgemat.ops.boundary import Quantize, real_scale
 
 Arrays = np.ndarray | Mapping[str, np.ndarray]
 
@@ -79,9 +80,9 @@ def check_codes(name: str, array: np.ndarray, tensor: Tensor) -> np.ndarray:
     return array.astype(np.int64)
 
 
-def refuse_index(name: str, values: np.ndarray, tensor: Tensor) -> None:
-    """An input whose codes end before its format's do is an index: it is a row or it is refused, never clipped."""
-    if (tensor.lo, tensor.hi) == tensor.format.rails or not values.size:
+def refuse_index(graph: Graph, name: str, values: np.ndarray, tensor: Tensor) -> None:
+    """An input whose quantiser states a limit is an index: it is a row or it is refused, never clipped."""
+    if graph.quantizers[name].attrs["limit"] is None or not values.size:
         return
     low, high = values.min(), values.max()
     if low < tensor.lo or high > tensor.hi or (values != np.floor(values)).any():
@@ -89,6 +90,33 @@ def refuse_index(name: str, values: np.ndarray, tensor: Tensor) -> None:
             f"input {name!r} holds indices from {low:g} to {high:g}, expected whole numbers from {tensor.lo} to "
             f"{tensor.hi}"
         )
+
+
+def input_codes(graph: Graph, index: int, values: np.ndarray) -> np.ndarray:
+    """int64 codes of float32 values of input `index`, as the file's own Quantize makes them."""
+    call = graph.quantizers[graph.input_names[index]]
+    return call.op.compute(call, values)
+
+
+def input_values(graph: Graph, index: int, codes: np.ndarray) -> np.ndarray:
+    """float32 values of input `index` that the file's own Quantize turns into these codes."""
+    call = graph.quantizers[graph.input_names[index]]
+    assert isinstance(call.op, Quantize)
+    return call.op.values(call, codes)
+
+
+def output_scale(graph: Graph, index: int) -> np.float32 | None:
+    """The real scale of output `index`, or None where its format says what a code is worth."""
+    call = graph.dequantizers.get(graph.output_names[index])
+    return None if call is None else real_scale(call)
+
+
+def output_values(graph: Graph, index: int, codes: np.ndarray) -> np.ndarray:
+    """Values of codes of output `index`, in any carrier, as the file's own Dequantize makes them."""
+    call = graph.dequantizers.get(graph.output_names[index])
+    if call is None or output_scale(graph, index) is None:
+        return formats.dequantize(codes, graph.output_type(index).format)
+    return call.op.compute(call, codes)
 
 
 def to_codes(graph: Graph, x: Arrays, codes: bool) -> dict[str, np.ndarray]:
@@ -102,8 +130,8 @@ def to_codes(graph: Graph, x: Arrays, codes: bool) -> dict[str, np.ndarray]:
             values = to_float32(name, array)
             if tensor.format.overflow == "WRAP":
                 refuse_infinity(name, values, tensor.format)
-            refuse_index(name, values, tensor)
-            made[tensor.name] = formats.quantize(values, tensor.format)
+            refuse_index(graph, name, values, tensor)
+            made[tensor.name] = input_codes(graph, index, values)
     return made
 
 

@@ -20,7 +20,18 @@ from edgemat.lower.graph import Graph
 from edgemat.lower.reader import read
 from edgemat.op import Tensor
 from edgemat.sim import reference, session
-from edgemat.sim.arrays import Arrays, by_name, check_codes, refuse_index, refuse_infinity, single, to_codes, to_float32
+from edgemat.sim.arrays import (
+    Arrays,
+    by_name,
+    check_codes,
+    output_scale,
+    output_values,
+    refuse_index,
+    refuse_infinity,
+    single,
+    to_codes,
+    to_float32,
+)
 from edgemat.sim.carriers import SINGLE
 from edgemat.sim.fused import Ports, fuse
 
@@ -91,7 +102,11 @@ class Simulator:
             feeds = {}
             for (name, array), tensor, fed in zip(arrays, types, ports.inputs, strict=True):
                 part = array[start : start + step]
-                made = check_codes(name, part, tensor).astype(tensor.dtype) if codes else _values(name, part, tensor)
+                made = (
+                    check_codes(name, part, tensor).astype(tensor.dtype)
+                    if codes
+                    else _values(self.graph, name, part, tensor)
+                )
                 if fed in used:
                     feeds[fed] = made
             for state, fed in zip(self.graph.states, ports.states, strict=True):
@@ -208,8 +223,11 @@ class Simulator:
             return self.codes(x, codes=True)
         found = self._run(x, False)
         values = {}
-        for name, tensor in zip(self.graph.output_names, self.graph.outputs, strict=True):
-            values[name] = _real(found[tensor], self.graph.tensors[tensor].format)
+        for index, (name, tensor) in enumerate(zip(self.graph.output_names, self.graph.outputs, strict=True)):
+            if output_scale(self.graph, index) is None:
+                values[name] = _real(found[tensor], self.graph.tensors[tensor].format)
+            else:
+                values[name] = output_values(self.graph, index, found[tensor])
         return single(values)
 
     def trace(self, x: Arrays, codes: bool = False) -> dict[str, np.ndarray]:
@@ -271,12 +289,12 @@ def _pool(workers: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(workers, thread_name_prefix="edgemat-simulator")
 
 
-def _values(name: str, array: np.ndarray, tensor: Tensor) -> np.ndarray:
+def _values(graph: Graph, name: str, array: np.ndarray, tensor: Tensor) -> np.ndarray:
     """Checked float32 values for an input quantiser."""
     values = to_float32(name, array)
     if tensor.format.overflow == "WRAP":
         refuse_infinity(name, values, tensor.format)
-    refuse_index(name, values, tensor)
+    refuse_index(graph, name, values, tensor)
     return values
 
 

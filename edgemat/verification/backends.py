@@ -13,12 +13,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edgemat import formats
 from edgemat.errors import EdgematError, ToolchainError
 from edgemat.lower.graph import Graph
 from edgemat.sim import reference, session
+from edgemat.sim.arrays import input_values
 from edgemat.sim.simulator import Simulator, onnx_trace
 from edgemat.verification.isolated import onnx_session
+from edgemat.verification.shown import codes_of, output_codes, shown_codes, stock_session
 
 Codes = dict[str, np.ndarray]
 
@@ -100,19 +101,15 @@ class Onnx(Backend):
     def run(self, graph: Graph, codes: Codes, values: Codes | None) -> Codes:
         feeds = {}
         for index, name in enumerate(graph.input_names):
-            tensor = graph.input_type(index)
-            given = formats.dequantize(codes[tensor.name], tensor.format).astype(np.float32)
+            given = input_values(graph, index, codes[graph.inputs[index]])
             feeds[name] = given if values is None or name not in values else values[name]
-        stock = session.open_session(session.copy(graph.model))
+        stock, wanted = stock_session(graph)
         step = reference.chunk_size(graph)
         total = len(next(iter(feeds.values())))
         parts: list[list[np.ndarray]] = []
         for start in range(0, total, step):
-            parts.append(stock.run(graph.output_names, {k: v[start : start + step] for k, v in feeds.items()}))
-        made: Codes = {}
-        for index, tensor_name in enumerate(graph.outputs):
-            found = np.concatenate([part[index] for part in parts])
-            made[tensor_name] = codes_of(found, graph.tensors[tensor_name].format)
+            parts.append(stock.run(wanted, {k: v[start : start + step] for k, v in feeds.items()}))
+        made = shown_codes(graph, {name: np.concatenate([part[i] for part in parts]) for i, name in enumerate(wanted)})
         # The fast Simulator is held to the file, from codes and, where there are any, from real values.
         simulator = Simulator(graph)
         by_input = {name: codes[graph.inputs[i]] for i, name in enumerate(graph.input_names)}
@@ -130,8 +127,8 @@ class Onnx(Backend):
         return [self._run_batch(graph, batch.codes, batch.values) for batch in batches]
 
     def _run_batch(self, graph: Graph, codes: Codes, values: Codes | None) -> Codes:
-        stock = session.open_session(session.copy(graph.model))
-        wanted = [*graph.output_names, *(state.output for state in graph.states)]
+        stock, wanted = stock_session(graph)
+        wanted += [state.output for state in graph.states]
         simulator, from_values = Simulator(graph), Simulator(graph)
         states = graph.states
         steps, samples = next(iter(codes.values())).shape[:2]
@@ -142,8 +139,7 @@ class Onnx(Backend):
             found = dict(zip(wanted, stock.run(wanted, {**feeds, **fed}), strict=True))
             fed = {state.name: found[state.output] for state in states}
             made = {state.output: found[state.output].astype(np.int64) for state in states}
-            for name, tensor in zip(graph.output_names, graph.outputs, strict=True):
-                made[tensor] = codes_of(found[name], graph.tensors[tensor].format)
+            made |= shown_codes(graph, found)
             by_input = {name: codes[graph.inputs[i]][step] for i, name in enumerate(graph.input_names)}
             fast = [(simulator, simulator.codes(by_input, codes=True))]
             if values is not None:
@@ -189,8 +185,7 @@ class Torch(Backend):
         assert isinstance(module, torch.nn.Module)
         feeds = []
         for index, name in enumerate(graph.input_names):
-            tensor = graph.input_type(index)
-            given = formats.dequantize(codes[tensor.name], tensor.format).astype(np.float32)
+            given = input_values(graph, index, codes[graph.inputs[index]])
             feeds.append(torch.from_numpy(given if values is None or name not in values else values[name].copy()))
         training = module.training
         device = next((p.device for p in module.parameters()), torch.device("cpu"))
@@ -210,7 +205,7 @@ class Torch(Backend):
                 "pass the module the file was made of"
             )
         return {
-            name: codes_of(np.concatenate([part[i] for part in parts]), graph.tensors[name].format)
+            name: output_codes(graph, i, np.concatenate([part[i] for part in parts]))
             for i, name in enumerate(graph.outputs)
         }
 
@@ -234,8 +229,8 @@ class Torch(Backend):
             for step in range(next(iter(codes.values())).shape[0]):
                 feeds = _floats(graph, {n: a[step] for n, a in codes.items()}, _at(values, step))
                 found = flatten(copied(*(torch.from_numpy(f.copy()).to(device) for f in feeds.values())))
-                named = zip(graph.outputs, found, strict=True)
-                made = {name: codes_of(t.cpu().numpy(), graph.tensors[name].format) for name, t in named}
+                named = enumerate(zip(graph.outputs, found, strict=True))
+                made = {name: output_codes(graph, index, t.cpu().numpy()) for index, (name, t) in named}
                 for state in graph.states:
                     kept = getattr(states[state.name], "value", None)
                     if kept is None:
@@ -259,8 +254,7 @@ def _floats(graph: Graph, codes: Codes, values: Codes | None) -> Codes:
     """float32 inputs by input name: the caller's where there are any, else those of the codes."""
     made = {}
     for index, name in enumerate(graph.input_names):
-        tensor = graph.input_type(index)
-        given = formats.dequantize(codes[tensor.name], tensor.format).astype(np.float32)
+        given = input_values(graph, index, codes[graph.inputs[index]])
         made[name] = given if values is None or name not in values else values[name]
     return made
 
@@ -272,13 +266,6 @@ def flatten(found: object) -> list:  # type: ignore[type-arg]
     if isinstance(found, list | tuple):
         return [t for value in found for t in flatten(value)]
     return [found]
-
-
-def codes_of(values: np.ndarray, fmt: formats.Fixed) -> np.ndarray:
-    """Codes of exact values; a value off the grid becomes a code no format holds, so it can never pass for equal."""
-    scaled = np.ldexp(values.astype(np.float64), formats.channel_array(fmt.fracs, values.ndim))
-    on_grid = np.isfinite(scaled) & (scaled == np.floor(scaled)) & (np.abs(scaled) < 2.0**62)
-    return np.where(on_grid, np.where(on_grid, scaled, 0).astype(np.int64), np.int64(np.iinfo(np.int64).min))
 
 
 class Mcu(Backend):

@@ -11,11 +11,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from edgemat import formats
 from edgemat.errors import EdgematError, FormatError
 from edgemat.lower.graph import Graph
 from edgemat.sim import reference
-from edgemat.sim.arrays import Arrays, by_name, to_codes, to_float32
+from edgemat.sim.arrays import Arrays, by_name, input_values, to_codes, to_float32
 from edgemat.verification.backends import Backend, Batch
 from edgemat.verification.corners import corner_codes, tie_hits, ties_met
 from edgemat.verification.report import Mismatch
@@ -74,7 +73,7 @@ def make_batches(
         tensor = graph.input_type(index)
         found = corners[tensor.name]
         flat = found.reshape(-1, *tensor.sample_shape)
-        values[name] = formats.dequantize(flat, tensor.format).astype(np.float32).reshape(found.shape)
+        values[name] = input_values(graph, index, flat).reshape(found.shape)
     return [drawn, Batch(corners, values)]
 
 

@@ -14,7 +14,7 @@ from edgemat.errors import EdgematError, ToolchainError
 from edgemat.lower.graph import Graph
 from edgemat.lower.reader import read
 from edgemat.sim import reference
-from edgemat.sim.arrays import Arrays, by_name, to_codes, to_float32
+from edgemat.sim.arrays import Arrays, by_name, input_values, to_codes, to_float32
 from edgemat.verification import backends as rooms
 from edgemat.verification import sequences
 from edgemat.verification.corners import corner_codes
@@ -35,6 +35,7 @@ def verify(
     codes: bool = False,
     module: Any = None,
     seed: int = 0,
+    keep: bool = False,
 ) -> Report:
     """Runs the same inputs through every backend and compares integer codes for equality.
 
@@ -55,6 +56,7 @@ def verify(
         codes: `inputs` holds integer codes.
         module: The torch module the file was made of; adds the backend "torch".
         seed: Of the random samples and tie search.
+        keep: Whether the report holds what each backend returned for the inputs (`Report.outputs`).
 
     Returns:
         The report; mismatches do not raise.
@@ -100,6 +102,7 @@ def verify(
         apart = isolated(graph)
         truth = None if apart is None else reference.run(*apart)
         rows: dict[str, BackendResult] = {}
+        kept: dict[str, dict[str, np.ndarray]] = {}
         first: tuple[int, Mismatch] | None = None
         for backend in chosen:
             advance(backend.name)
@@ -116,6 +119,10 @@ def verify(
             else:
                 found = [backend.run(graph, feeds, values)]
             rows[backend.name] = _sum([_compare(*pair) for pair in zip(expected, found, strict=True)])
+            if keep:
+                end = None if recurrent else total - corner_count
+                names_of = zip(graph.output_names, graph.outputs, strict=True)
+                kept[backend.name] = {name: found[0][tensor][:end] for name, tensor in names_of}
             if rows[backend.name].status == MISMATCH:
                 if recurrent:
                     at = sequences.locate(graph, backend, batches, expected, found)
@@ -134,7 +141,9 @@ def verify(
                 if first is None or at[0] < first[0]:
                     first = at
     proved = all(call.bounds.magnitude < 1 << 63 for call in graph.nodes)
-    return Report(total, corner_count, rows, None if first is None else first[1], proved, met, *lengths)
+    steps_run, corner_steps_run = (*lengths, 0, 0)[:2]
+    located = None if first is None else first[1]
+    return Report(total, corner_count, rows, located, proved, met, steps_run, corner_steps_run, kept)
 
 
 def _expected(graph: Graph, batches: Sequence[rooms.Batch]) -> list[dict[str, np.ndarray]]:
@@ -162,12 +171,9 @@ def _inputs(
     else:
         drawn = to_codes(graph, inputs, codes)
         if not codes:
-            from edgemat import formats
-
             values = {}
             for index, (name, array) in enumerate(by_name(graph, inputs).items()):
-                t = graph.input_type(index)
-                corner = formats.dequantize(corners[t.name], t.format).astype(np.float32)
+                corner = input_values(graph, index, corners[graph.inputs[index]])
                 values[name] = np.concatenate([to_float32(name, array), corner])
     return {n: np.concatenate([drawn[n], corners[n]]) for n in graph.inputs}, values, count, met
 

@@ -17,6 +17,7 @@ from edgemat.errors import EdgematError
 from edgemat.formats import Fixed
 from edgemat.op import REAL, Call, Op, Tensor
 from edgemat.ops import BY_NAME, OPS
+from edgemat.ops.boundary import Dequantize
 from edgemat.ops.cases import constant, feeds, random_codes, tensor
 from tests.core import oracle
 
@@ -36,8 +37,8 @@ def model_of(call: Call, function: ir.Function) -> ir.Model:
 
     inputs = [typed(f"x{i}", t) for i, t in enumerate(call.x)]
     outputs = [typed(f"y{i}", t) for i, t in enumerate(call.y)]
-    if call.op.name == "Dequantize" and call.x[0].format.width > 24:
-        outputs[0].dtype = ir.DataType.DOUBLE
+    if isinstance(call.op, Dequantize):
+        outputs[0].dtype = ir.DataType.from_numpy(call.op.value_dtype(call))
     node = ir.Node(DOMAIN, call.op.name, inputs, [], overload=function.overload, outputs=outputs, name="n")
     opsets = {"": OPSET, DOMAIN: 1}
     graph = ir.Graph(inputs, outputs, nodes=[node], opset_imports=opsets, name="one")

@@ -11,6 +11,9 @@ In bytes: QuantizeLinear computes ``saturate(round_half_even((h + 1/2) / 2) + ze
 tie, and rounds to h/2 for even h and to (h + 1)/2 for odd h: the same number again. ``h + 1/2`` is exact for
 |h| < 2**22, beyond which bytes saturate.
 
+With a real scale, QuantizeLinear is the very operator the file imitates, ``saturate(round_half_even(x / scale) +
+zero_point)`` in float32; other codes than 256 in a row, and all as float32, come from the file's own body.
+
 TRN is floor(v), RND_CONV is Round(v), RND_MIN_INF mirrors RND with Ceil. Other modes, WRAP and SAT_ZERO, f < 0 and wide
 formats keep the file's body in float64.
 """
@@ -22,6 +25,7 @@ import numpy as np
 from edgemat import formats
 from edgemat.body import Coded
 from edgemat.op import Call
+from edgemat.ops.boundary import real_scale
 from edgemat.sim.carriers import SINGLE, Carried, FusedBody, Packed
 from edgemat.sim.rewrites.epilogue import effective_rounding
 
@@ -31,7 +35,9 @@ MAX_FRAC = 60
 
 def quantize_input(body: FusedBody, call: Call, x: Coded) -> Carried | None:
     """Rewrites a Quantize whose format the proofs above cover."""
-    fmt, tensor = call.y[0].format, call.y[0]
+    fmt, tensor, scale = call.y[0].format, call.y[0], real_scale(call)
+    if scale is not None:
+        return _scaled(body, call, x, scale)
     rounding = effective_rounding(fmt)
     low, high = fmt.rails
     if fmt.overflow not in ("SAT", "SAT_SYM") or fmt.width > MAX_WIDTH or min(fmt.fracs) < 0:
@@ -67,3 +73,18 @@ def quantize_input(body: FusedBody, call: Call, x: Coded) -> Carried | None:
 
     fits = rounding == "RND" and high - low <= 255 and not fmt.per_channel
     return Carried(body, tensor, coded=coded, packed=packed if fits else None)
+
+
+def _scaled(body: FusedBody, call: Call, x: Coded, scale: np.float32) -> Carried:
+    """The input quantiser of a tensor with a real scale."""
+    tensor = call.y[0]
+    low, high = tensor.lo, tensor.hi
+
+    def packed() -> Packed:
+        made = body.op("QuantizeLinear", x.value, body.const(scale, SINGLE), body.const(-low, np.uint8))
+        if high - low < 255:
+            made = body.op("Clip", made, None, body.const(high - low, np.uint8))
+        return Packed(made, -low)
+
+    fits = high - low <= 255 and 0 <= -low <= 255
+    return Carried(body, tensor, coded=lambda: call.op.emit(body, call, x), packed=packed if fits else None)
