@@ -18,10 +18,11 @@ import onnx_ir as ir
 from edgemat.errors import LoweringError
 from edgemat.foreign.chains import Chain
 from edgemat.foreign.quantisers import Quantiser
+from edgemat.foreign.reach import channel_reach
 from edgemat.foreign.signals import Signal
 from edgemat.foreign.solver import Gaps, Multipliers, find_thresholds, solve_multipliers
 from edgemat.foreign.workbench import Workbench
-from edgemat.formats import BIPOLAR, Fixed
+from edgemat.formats import BIPOLAR, Fixed, accumulator
 from edgemat.op import Tensor
 from edgemat.ops.table import MAX_INPUT_BITS
 
@@ -93,13 +94,14 @@ class Compiled:
         return np.where(np.isfinite(slope), slope, 0.0)
 
 
-def compiled(tensor: Tensor, signal: Signal, quantiser: Quantiser) -> Compiled:
+def compiled(bench: Workbench, signal: Signal, quantiser: Quantiser) -> Compiled:
     """The function from a signal's codes to a quantiser's.
 
     Raises:
         LoweringError: if its constants differ over more channels than axis 1 has.
     """
-    lows, highs = tensor.channel_intervals()
+    tensor = bench.type(signal.value)
+    lows, highs = channel_reach(bench, signal.value)
     counts = {
         np.size(signal.factor),
         signal.chain.channels,
@@ -135,7 +137,7 @@ def quantise(bench: Workbench, signal: Signal, quantiser: Quantiser, node: ir.No
         LoweringError: where no exact integer form exists.
     """
     tensor = bench.type(signal.value)
-    function = compiled(tensor, signal, quantiser)
+    function = compiled(bench, signal, quantiser)
     made = _shifted(bench, tensor, signal, quantiser, name) or _written(bench, tensor, signal, function, node, name)
     value, how = made
     return Signal(value, quantiser.factor, perm=signal.perm), how
@@ -234,10 +236,27 @@ def _multiplied(
     inputs = [signal.value, bench.codes(a, w_format, f"{name}_multiplier"), bench.codes(b, b_format, f"{name}_offset")]
     attrs = {"w_format": str(w_format), "b_format": str(b_format)}
     scaled = bench.add("Affine", inputs, attrs, f"{name}_scale")
+    stated = _span(solved.shift)
+    if solved.grid is not None:
+        scaled = _rounded_first(bench, scaled, points + spread(solved.grid), name)
+        stated += f", rounded at {_span(solved.grid)} bits first"
     value = clipped(bench, bench.requantised(scaled, target, name), quantiser, name)
-    shifts = sorted(set(solved.shift.tolist()))
-    stated = f"{shifts[0]}" if len(shifts) == 1 else f"{shifts[0]} to {shifts[-1]}"
     return value, f"multiplier of {solved.width} bits, shift {stated}"
+
+
+def _span(shifts: np.ndarray) -> str:
+    found = sorted(set(shifts.tolist()))
+    return f"{found[0]}" if len(found) == 1 else f"{found[0]} to {found[-1]}"
+
+
+def _rounded_first(bench: Workbench, scaled: ir.Value, fracs: np.ndarray, name: str) -> ir.Value:
+    """The products on a coarser grid, halves up, nothing cut off."""
+    tensor = bench.type(scaled)
+    finest = max(tensor.format.fracs)
+    lost = finest - int(fracs.max())
+    lo, hi = tensor.lo >> max(lost, 0), -(-tensor.hi >> max(lost, 0)) + 1
+    fmt = replace(accumulator(min(lo, -1), max(hi, 1), (0,)), rounding="RND")
+    return bench.requantised(scaled, fmt.with_frac(_uniform(fracs)), f"{name}_first")
 
 
 def _table(bench: Workbench, tensor: Tensor, signal: Signal, function: Compiled, name: str) -> tuple[ir.Value, str]:

@@ -88,7 +88,7 @@ def _by_arithmetic(tr: Translator, node: ir.Node, signal: Signal) -> Signal:
     """A chain whose values are integers is a quantiser of scale 1; its rails are what it reaches."""
     tensor = tr.type(signal)
     widest = Quantiser(np.ones((), np.float32), 0, -(1 << 24), 1 << 24)
-    function = compiled(tensor, signal, widest)
+    function = compiled(tr.bench, signal, widest)
     if (function.sign() == 0).any():
         raise tr.refuse(node, "integers made by a function that is not monotone", "quantise with a quantiser node")
     ends = function(np.stack([function.lo, function.hi], axis=1))

@@ -13,6 +13,13 @@ reaches level j where
 and that is so exactly where f(x) >= j if ``a * T[j] + b >= R[j]`` and ``a * (T[j] - 1) + b < R[j]`` for every j (each
 condition only where that x lies within lo .. hi): for a given a and s an interval of b, found for all channels and
 thresholds at once.
+
+Float32 arithmetic rounds twice: the product to 24 bits, then to an integer, halves to even. Where that puts a threshold
+beside the line, two roundings do it in integers too: first to ``2**-g`` (RND), then RND_CONV. Then
+
+    R[j] = (j * 2**g - 2**(g - 1) + (j odd)) * 2**(s - g) - 2**(s - g - 1)
+
+With levels up to 255 a float32 product has the grid ``2**-16`` where it is coarsest, so g = 16 is tried first.
 """
 
 from __future__ import annotations
@@ -27,6 +34,8 @@ Function = Callable[[np.ndarray], np.ndarray]
 
 MAX_MULTIPLIER_BITS = 30
 MAX_SHIFT = 56
+GRIDS = (16, 15, 17, 14, 18, 13, 19, 12, 20)
+"""Fractional bits tried between two roundings."""
 
 
 def find_thresholds(function: Function, lo: np.ndarray, hi: np.ndarray, low: int, high: int) -> np.ndarray:
@@ -72,6 +81,11 @@ class Gaps:
     has_below: np.ndarray
     has_above: np.ndarray
 
+    @property
+    def levels(self) -> np.ndarray:
+        """The levels, int64 [L]."""
+        return self.low + 1 + np.arange(self.below.shape[1], dtype=np.int64)
+
     @classmethod
     def of(cls, thresholds: np.ndarray, lo: np.ndarray, hi: np.ndarray, low: int) -> Gaps:
         """The gaps beside thresholds of codes lo .. hi."""
@@ -87,18 +101,44 @@ class Multipliers:
         b: Offsets, int64 [C].
         shift: Right shifts, int64 [C].
         rounding: "RND" or "RND_CONV".
+        grid: Fractional bits to which RND rounds first, int64 [C], or None where there is one rounding.
     """
 
     a: np.ndarray
     b: np.ndarray
     shift: np.ndarray
     rounding: str = "RND"
+    grid: np.ndarray | None = None
 
     @property
     def width(self) -> int:
         """Bits of the widest multiplier, its sign included where one is negative."""
         magnitudes = [int(v) if v >= 0 else -int(v) - 1 for v in self.a.tolist()]
         return max(1, max(v.bit_length() for v in magnitudes) + int((self.a < 0).any()))
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """One rounding, or two: what a multiplied code must reach for each level."""
+
+    mode: str
+    grid: int | None = None
+
+    def targets(self, levels: np.ndarray, shifts: np.ndarray) -> np.ndarray:
+        """R[c, j] for int64 levels [1, L] and shifts [C, 1] (of at least `grid`)."""
+        odd = levels & 1
+        if self.grid is None:
+            half = np.where(shifts > 0, np.int64(1) << np.maximum(shifts - 1, 0), 0)
+            return (levels << shifts) - half + (odd * (shifts > 0) if self.mode == "RND_CONV" else 0)
+        rest = shifts - self.grid
+        half = np.where(rest > 0, np.int64(1) << np.maximum(rest - 1, 0), 0)
+        return (((levels << self.grid) - (1 << (self.grid - 1)) + odd) << np.maximum(rest, 0)) - half
+
+    def halves(self, levels: np.ndarray) -> np.ndarray:
+        """Where the levels begin, in levels: what R tends to for long shifts."""
+        if self.grid is None:
+            return levels - 0.5
+        return levels - 0.5 + np.ldexp((levels & 1) - 0.5, -self.grid)
 
 
 def solve_multipliers(gaps: Gaps, slopes: np.ndarray, offset_bits: int = 31) -> Multipliers | None:
@@ -110,56 +150,70 @@ def solve_multipliers(gaps: Gaps, slopes: np.ndarray, offset_bits: int = 31) -> 
         offset_bits: Bits the offsets may have beside their sign.
 
     Returns:
-        Multipliers of at most `MAX_MULTIPLIER_BITS` bits for every channel, or None where a channel has none.
+        Multipliers of at most `MAX_MULTIPLIER_BITS` bits for every channel, or None where a channel has none; with two
+        roundings only where one is not enough.
     """
-    slopes, feasible = best_slopes(gaps, np.where(slopes > 0, slopes, estimated_slopes(gaps)))
-    if not feasible.all():
-        return None
-    found = [_solved(gaps, slopes, offset_bits, rounding) for rounding in ("RND", "RND_CONV")]
-    return min((m for m in found if m is not None), key=lambda m: m.width, default=None)
+    slopes = np.where(slopes > 0, slopes, estimated_slopes(gaps))
+    once = [_solved(gaps, slopes, offset_bits, Rounding(mode)) for mode in ("RND", "RND_CONV")]
+    whole = [found for found, solved in once if solved.all()]
+    if whole:
+        return min(whole, key=lambda m: m.width)
+    channels = len(slopes)
+    a, b, shift, grids = (np.zeros(channels, np.int64) for _ in range(4))
+    left = np.ones(channels, bool)
+    for grid in GRIDS:
+        found, solved = _solved(gaps, slopes, offset_bits, Rounding("RND_CONV", grid))
+        taken = left & solved
+        a, b, shift = np.where(taken, found.a, a), np.where(taken, found.b, b), np.where(taken, found.shift, shift)
+        grids = np.where(taken, grid, grids)
+        left &= ~taken
+        if not left.any():
+            return Multipliers(a, b, shift, "RND_CONV", grids)
+    return None
 
 
-def _solved(gaps: Gaps, slopes: np.ndarray, offset_bits: int, rounding: str) -> Multipliers | None:
+def _solved(gaps: Gaps, slopes: np.ndarray, offset_bits: int, rounding: Rounding) -> tuple[Multipliers, np.ndarray]:
+    """Multipliers, and for which channels they are right."""
     channels = len(gaps.below)
     a, b, shift = (np.zeros(channels, np.int64) for _ in range(3))
-    open_ = np.ones(channels, bool)
+    slopes, feasible = best_slopes(gaps, slopes, rounding)
+    solved = ~feasible  # nothing to look for there
     exponents = np.frexp(slopes)[1].astype(np.int64)
     for bits in range(1, MAX_MULTIPLIER_BITS + 1):
         shifts = np.clip(bits - exponents, 0, MAX_SHIFT)
         for step in (0, 1, -1, 2, -2):
-            if not open_.any():
-                return Multipliers(a, b, shift, rounding)
+            if solved.all():
+                break
             tried = np.rint(np.ldexp(slopes, shifts)).astype(np.int64) + step
             found, offsets = _offsets(gaps, tried, shifts, rounding)
-            fits = open_ & found & (tried > 0) & (np.abs(offsets) < 1 << offset_bits)
+            fits = ~solved & found & (tried > 0) & (np.abs(offsets) < 1 << offset_bits)
             a, b, shift = np.where(fits, tried, a), np.where(fits, offsets, b), np.where(fits, shifts, shift)
-            open_ &= ~fits
-    return None if open_.any() else Multipliers(a, b, shift, rounding)
+            solved |= fits
+    return Multipliers(a, b, shift, rounding.mode), solved & feasible
 
 
-def _offsets(gaps: Gaps, a: np.ndarray, shifts: np.ndarray, rounding: str) -> tuple[np.ndarray, np.ndarray]:
+def _offsets(gaps: Gaps, a: np.ndarray, shifts: np.ndarray, rounding: Rounding) -> tuple[np.ndarray, np.ndarray]:
     """Whether some offset separates every level, and the smallest one that does."""
-    levels = (gaps.low + 1 + np.arange(gaps.below.shape[1], dtype=np.int64))[None, :]
+    levels = gaps.levels[None, :]
     far = np.int64(1) << 62
     top = max(int(np.abs(levels).max(initial=0)), 1)
     reach = max(int(np.abs(gaps.below).max(initial=0)), int(np.abs(gaps.above).max(initial=0)), 1)
     safe = (shifts < 61 - top.bit_length()) & (a < (far >> 1) // reach) & (a > -((far >> 1) // reach))
-    a, shifts = np.where(safe, a, 1), np.where(safe, shifts, 0)
-    half = np.where(shifts > 0, np.int64(1) << np.maximum(shifts - 1, 0), 0)[:, None]
-    odd = (levels & 1) * (shifts[:, None] > 0) if rounding == "RND_CONV" else 0
-    targets = (levels << shifts[:, None]) - half + odd
+    safe &= shifts >= (rounding.grid or 0)
+    a, shifts = np.where(safe, a, 1), np.where(safe, shifts, rounding.grid or 0)
+    targets = rounding.targets(levels, shifts[:, None])
     least = np.where(gaps.has_above, targets - a[:, None] * gaps.above, -far).max(axis=1, initial=-far)
     most = np.where(gaps.has_below, targets - 1 - a[:, None] * gaps.below, far).min(axis=1, initial=far)
     return safe & (least <= most), np.clip(0, least, most)
 
 
-def best_slopes(gaps: Gaps, slopes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def best_slopes(gaps: Gaps, slopes: np.ndarray, rounding: Rounding) -> tuple[np.ndarray, np.ndarray]:
     """The slopes that leave the widest interval of offsets, and whether any is left.
 
     The width of that interval is a concave function of the slope (a minimum of lines), so a golden-section search from
     half to twice the given slopes finds its maximum.
     """
-    halves = (gaps.low + 0.5 + np.arange(gaps.below.shape[1]))[None, :]
+    halves = rounding.halves(gaps.levels)[None, :]
 
     def room(slope: np.ndarray) -> np.ndarray:
         least = np.where(gaps.has_above, halves - slope[:, None] * gaps.above, -np.inf).max(axis=1, initial=-np.inf)

@@ -48,14 +48,14 @@ def test_multipliers_equal_the_function_everywhere(low: int) -> None:
     assert (every(lambda x: applied(worse, x, low), lo, hi) != every(function, lo, hi)).any()
 
 
-def applied(m, x: np.ndarray, low: int) -> np.ndarray:  # type: ignore[no-untyped-def]
+def applied(m, x: np.ndarray, low: int, high: int = 127) -> np.ndarray:  # type: ignore[no-untyped-def]
     total = m.a[:, None] * x + m.b[:, None]
     half = np.where(m.shift > 0, 1 << np.maximum(m.shift - 1, 0), 0)[:, None]
     rounded = (total + half) >> m.shift[:, None]
     if m.rounding == "RND_CONV":
         tie = (((total + half) & ((1 << m.shift[:, None]) - 1)) == 0) & (m.shift[:, None] > 0)
         rounded = np.where(tie & (rounded & 1 == 1), rounded - 1, rounded)
-    return np.clip(rounded, low, 127)
+    return np.clip(rounded, low, high)
 
 
 def test_halves_to_even_need_their_own_rounding() -> None:
@@ -72,3 +72,34 @@ def test_no_line_is_found_where_there_is_none() -> None:
     bent = lambda x: np.where(x < 0, x, 3 * x).astype(np.int64)  # noqa: E731
     gaps = Gaps.of(find_thresholds(bent, lo, hi, -50, 150), lo, hi, -50)
     assert solve_multipliers(gaps, np.array([1.0])) is None
+
+
+def twice(m, x: np.ndarray, low: int, high: int) -> np.ndarray:  # type: ignore[no-untyped-def]
+    """RND to the grid, then RND_CONV."""
+    rest = (m.shift - m.grid)[:, None]
+    first = ((m.a[:, None] * x + m.b[:, None]) + np.where(rest > 0, 1 << np.maximum(rest - 1, 0), 0)) >> rest
+    unit = (1 << m.grid)[:, None]
+    whole, part = first // unit, first % unit
+    up = (part * 2 > unit) | ((part * 2 == unit) & (whole & 1 == 1))
+    return np.clip(whole + up, low, high)
+
+
+def test_two_roundings_equal_float32_where_no_line_does() -> None:
+    """As in MLPerf's QDQ ResNet8: a float32 product is rounded onto a half, and the half to even."""
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        slopes = rng.uniform(0.0005, 0.004, 8).astype(np.float32).astype(np.float64)
+        lo, hi = np.full(8, -90_000), np.full(8, 140_000)
+        function = staircase(slopes, 0, 255)
+        gaps = Gaps.of(find_thresholds(function, lo, hi, 0, 255), lo, hi, 0)
+        solved = solve_multipliers(gaps, slopes)
+        if solved is None or solved.grid is None:
+            continue
+        codes = np.concatenate([gaps.above, gaps.below], axis=1)
+        codes = np.clip(codes, lo[:, None], hi[:, None])
+        expected = function(codes)
+        assert (twice(solved, codes, 0, 255) == expected).all()
+        once = type(solved)(solved.a, solved.b, solved.shift, "RND_CONV")
+        assert (applied(once, codes, 0, 255) != expected).any()
+        return
+    pytest.fail("no slope needed two roundings")
