@@ -1,4 +1,4 @@
-"""What each channel of a tensor can reach: narrower than the interval of the whole tensor, which is its widest channel's.
+"""What each channel of a tensor can reach: less than the whole tensor's interval, which is that of its widest channel.
 
 For a sum ``y[o] = sum_k w[o, k] * x[k] + b[o]`` with every x in lo .. hi the ends are those of the terms, added up.
 """

@@ -86,7 +86,6 @@ def _ends_in_integers(chain: Chain) -> bool:
 
 def _by_arithmetic(tr: Translator, node: ir.Node, signal: Signal) -> Signal:
     """A chain whose values are integers is a quantiser of scale 1; its rails are what it reaches."""
-    tensor = tr.type(signal)
     widest = Quantiser(np.ones((), np.float32), 0, -(1 << 24), 1 << 24)
     function = compiled(tr.bench, signal, widest)
     if (function.sign() == 0).any():
