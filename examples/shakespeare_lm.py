@@ -5,8 +5,9 @@
 The folder EDGEMAT_DATA holds tinyshakespeare/input.txt. Three models of equal size are trained: the ternary one, the
 same architecture in float, and a float transformer (--models picks some of them). Training stops with Ctrl-C and goes
 on: each model is kept in a checkpoint, and the same call with the same --output resumes it. Then the ternary model is
-exported as the step of one token, writes text, and torch, onnxruntime, the HLS C++ and the C library on an emulated
-microcontroller must agree on every logit and every state of that text.
+exported as the step of one token and writes text. torch, onnxruntime, the HLS C++ and the C library on an emulated
+microcontroller must agree on every logit and every state of that text, and each draws the same characters from the
+logits it returned itself.
 """
 
 import argparse
@@ -25,6 +26,8 @@ from torch import nn
 from torch.nn import functional as F
 
 import edgemat
+from edgemat import formats
+from edgemat.lower import read
 from edgemat.nn import MatMulFreeLM
 
 SIZES = {  # dim, layers, hidden
@@ -236,11 +239,34 @@ def write(step, prompt, draws, temperature):
     for token in tokens:
         logits = step(token)
     for draw in draws:
-        scaled = (logits.astype(np.float64) - logits.max()) / temperature
-        shares = np.cumsum(np.exp(scaled))
-        tokens.append(int(np.searchsorted(shares, draw * shares[-1], side="right")))
+        tokens.append(drawn(logits, draw, temperature))
         logits = step(tokens[-1])
     return tokens
+
+
+def drawn(logits, draw, temperature):
+    """The token that a random number from 0 to 1 picks by the softmax of logits."""
+    scaled = (logits.astype(np.float64) - logits.max()) / temperature
+    shares = np.cumsum(np.exp(scaled))
+    return int(np.searchsorted(shares, draw * shares[-1], side="right"))
+
+
+def written(codes, format, prompt, draws, temperature):
+    """The text a backend writes: each token drawn from the logit codes that it returned itself.
+
+    Args:
+        codes: What it returned for the steps of a text that begins with the prompt, ``[T, 1, vocabulary]``. It is the
+            backend's own text as long as the tokens returned are those it was given next.
+        format: Of the codes.
+        prompt, draws, temperature: As for `write`.
+    """
+    logits = formats.dequantize(codes[len(prompt) - 1 :, 0], format)
+    return [*prompt, *(drawn(row, draw, temperature) for row, draw in zip(logits, draws, strict=False))]
+
+
+def equal_tokens(text, other):
+    """How many tokens are equal up to the first that differs."""
+    return next((i for i, (a, b) in enumerate(zip(text, other, strict=True)) if a != b), len(text))
 
 
 def torch_step(model):
@@ -337,17 +363,25 @@ def deploy(model, characters, options):
     print(f"{options.tokens} characters, drawn under onnxruntime one by one: those of torch\n{'-' * 60}")
     print("".join(characters[token] for token in tokens[1:]) + f"\n{'-' * 60}", flush=True)
 
-    # What a target draws next depends on its logits alone, so equal logits and states on this text are equal texts.
     model.reset()
     backends = tuple(options.backends.split(","))
-    report = edgemat.verify(file, inputs=np.array(tokens)[:, None], backends=backends, module=model)
+    report = edgemat.verify(file, inputs=np.array(tokens)[:, None], backends=backends, module=model, keep=True)
     print(f"the text, {report.steps} steps, and {report.corners} corner sequences of {report.corner_steps} steps:")
     for backend, found in report.to_dict()["backends"].items():
         print(f"{backend}: {found['compared']} integers compared, {found['mismatches']} mismatches")
+    print("characters that each backend draws from the logits it returned itself, up to the first that differs:")
+    same = True
+    for backend, outputs in report.outputs.items():
+        (codes,) = outputs.values()
+        own = written(codes, read(file).output_type(0).format, prompt, draws, options.temperature)
+        equal = equal_tokens(tokens, own) - len(prompt)
+        same = same and own == tokens
+        print(f"{backend}: {equal} of {options.tokens} equal")
+    print(f"the texts of {', '.join(report.outputs)} are {'equal' if same else 'NOT equal'}")
     edgemat.export(file, target="hls", output=options.output / "hls", reuse=options.reuse)
     edgemat.export(file, target="mcu", output=options.output / "mcu")
     print(f"written: {file}, {options.output / 'hls'}, {options.output / 'mcu'}")
-    return 0 if report.ok else 3
+    return 0 if report.ok and same else 3
 
 
 if __name__ == "__main__":

@@ -32,6 +32,8 @@ PRINTED = {
             rf"^{backend}: [1-9]\d* integers compared, 0 mismatches$"
             for backend in ("torch", "onnx", "hls", "mcu:cortex-m4")
         ),
+        *(rf"^{backend}: 12 of 12 equal$" for backend in ("torch", "onnx", "hls", "mcu:cortex-m4")),
+        r"^the texts of torch, onnx, hls, mcu:cortex-m4 are equal$",
     ],
 }
 
@@ -119,6 +121,21 @@ def test_an_example_finds_a_trit_that_differs(name, weight, tmp_path, monkeypatc
     except AssertionError as error:
         if str(error) != "onnxruntime differs":  # what the language model says of a text that differs
             raise
+
+
+def test_the_language_model_writes_from_the_codes_a_backend_returned(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    example = importlib.import_module("shakespeare_lm")
+    codes = np.random.default_rng(3).integers(-40, 40, (21, 1, 7))
+    draws = np.random.default_rng(4).random(18)
+    rows = iter(codes[:, 0] / 8)
+    tokens = example.write(lambda _: next(rows), [2, 5, 1], draws, 0.7)
+    fmt = edgemat.Fixed.parse("fixed<8,5>")
+    assert example.written(codes, fmt, [2, 5, 1], draws, 0.7) == tokens
+    assert example.equal_tokens(tokens, tokens) == 21
+    codes[10] += np.eye(7, dtype=np.int64)[(tokens[11] + 1) % 7] * 90  # control: another character after step 10
+    changed = example.written(codes, fmt, [2, 5, 1], draws, 0.7)
+    assert example.equal_tokens(tokens, changed) == 11 and changed[12:] == tokens[12:]
 
 
 def test_the_language_model_stops_and_goes_on_as_if_it_had_not(tmp_path, monkeypatch, capsys):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -62,6 +64,8 @@ class Report:
         ties: Fused requantisations whose ties (and their neighbours) occurred, of all that have any.
         steps: Steps of each sequence that is no corner sequence, of a file with recurrent states; else 0.
         corner_steps: Steps of each corner sequence; 0 where none ran.
+        outputs: With `keep`: by backend that ran and name of the output, the int64 codes it returned for the inputs,
+            corner vectors left out: [N, ...], or [T, N, ...] of sequences. Empty without `keep`.
     """
 
     samples: int
@@ -72,6 +76,7 @@ class Report:
     ties: tuple[int, int]
     steps: int = 0
     corner_steps: int = 0
+    outputs: dict[str, dict[str, np.ndarray]] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def ok(self) -> bool:

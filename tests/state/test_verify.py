@@ -64,6 +64,20 @@ def test_given_sequences_run_as_values_and_as_codes(files: Files) -> None:
     assert edgemat.verify(path, codes, codes=True, backends=["onnx"]).ok
 
 
+def test_a_report_keeps_what_each_backend_returned(files: Files) -> None:
+    module, path = files["Gated"]
+    x = np.random.default_rng(2).normal(0, 2, (6, 2, 4)).astype(np.float32)
+    report = edgemat.verify(path, x, module=module, backends=["reference", "onnx"], keep=True)
+    assert report.ok and report.corners and list(report.outputs) == ["torch", "reference", "onnx"]
+    simulator = Simulator(path)
+    expected = [simulator.codes(row) for row in x]
+    for outputs in report.outputs.values():
+        assert list(outputs) == read(path).output_names and len(outputs) == 2
+        for name, codes in outputs.items():
+            assert np.array_equal(codes, np.stack([step[name] for step in expected]))  # type: ignore[call-overload]
+    assert edgemat.verify(path, x, backends=["reference"]).outputs == {}
+
+
 def test_what_does_not_fit_is_refused(files: Files, tmp_path: Path) -> None:
     path = files["Leaky"][1]
     with pytest.raises(FormatError, match=r"expected sequences \(T, N, \.\.\.\)"):

@@ -99,6 +99,15 @@ def test_report_as_json(small):
     assert set(made["backends"]["onnx"]) == {"status", "compared", "mismatches", "reason"}
 
 
+def test_a_report_keeps_what_each_backend_returned(small):
+    _, path, x = small
+    report = edgemat.verify(path, x.numpy(), backends=("reference", "onnx"), keep=True)
+    (name,) = read(path).output_names
+    assert report.corners and list(report.outputs) == ["reference", "onnx"]
+    assert all((found[name] == edgemat.Simulator(path).codes(x.numpy())).all() for found in report.outputs.values())
+    assert not edgemat.verify(path, x.numpy(), backends=("reference",)).outputs
+
+
 def test_codes_and_values_mean_the_same(small):
     _, path, x = small
     graph = read(path)
