@@ -181,6 +181,8 @@ def quantise(graph: QonnxGraph, x: str, shape: Shape, lo: int, target: Fixed, mo
 def quantise_input(graph: QonnxGraph, x: str, call: Call) -> str:
     """Rounds any float32 numbers to codes, by two Quants where one rounds otherwise."""
     fmt, shape, name = call.exact[0].format, call.exact[0].shape, call.name
+    if call.attrs.get("scale"):
+        return _quantise_scaled(graph, x, call)
     if call.attrs["limit"] is not None:
         raise refusal(call, f"its codes are indices up to {call.attrs['limit']}", "QONNX has no embedding to read them")
     if fmt.bipolar:
@@ -208,3 +210,15 @@ def quantise_input(graph: QonnxGraph, x: str, call: Call) -> str:
         addend = graph.constant(quarters * lsb / 4, f"{name}_offset")
         x = graph.node("Add", [x, addend], shape, f"{name}_offset")
     return quantise(graph, x, shape, 0, fmt, mode, name)
+
+
+def _quantise_scaled(graph: QonnxGraph, x: str, call: Call) -> str:
+    """``clip(round_half_even(x / scale), low, high)``, whose codes are the values of the graph."""
+    result, name = call.exact[0], call.name
+    scale = graph.initializer(np.array(float.fromhex(call.attrs["scale"]), np.float32), f"{name}_scale")
+    x = graph.node("Div", [x, scale], result.shape, f"{name}_div")
+    if (result.lo, result.hi) != (result.format.min_code, result.format.max_code):
+        for op_type, rail in (("Max", result.lo), ("Min", result.hi)):
+            constant = graph.constant(np.array(float(rail)), f"{name}_{op_type}")
+            x = graph.node(op_type, [x, constant], result.shape, f"{name}_{op_type}")
+    return quantise(graph, x, result.shape, 0, result.format, "ROUND", name)

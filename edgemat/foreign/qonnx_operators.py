@@ -256,8 +256,9 @@ _STANDARD: dict[str, tuple[str, dict[str, Any]]] = {
     "elu": ("Elu", {}),
     "hardsigmoid": ("HardSigmoid", {"alpha": 1 / 6, "beta": 0.5}),
 }
-_SLACK = 2.0**-20
-"""How far, relative to max(|f|, 1/4), float32 implementations of those functions are allowed to be off."""
+_SLACK = 2.0**-21
+"""How far, relative to max(|f|, 1/2), float32 implementations of those functions are allowed to be off; onnxruntime's
+are off by at most 1.4e-7 (sigmoid), 2.6e-7 (tanh) and half of this (all others)."""
 
 
 def table(graph: QonnxGraph, call: Call, x: Sequence[str]) -> str:
@@ -272,7 +273,7 @@ def table(graph: QonnxGraph, call: Call, x: Sequence[str]) -> str:
     codes = np.arange(source.lo, source.hi + 1)
     wanted = codes_of(call, 1)[codes - source.format.min_code]
     real = np.array([FUNCTIONS[function](code * 2.0 ** -source.format.fracs[0]) for code in codes.tolist()])
-    slack = _SLACK * np.maximum(np.abs(real), 0.25)
+    slack = _SLACK * np.maximum(np.abs(real), 0.5)
     try:
         ends = [formats.quantize(real - slack, target), formats.quantize(real + slack, target)]
         differs = (ends[0] != wanted) | (ends[1] != wanted) | ~np.isfinite(real)
@@ -284,7 +285,7 @@ def table(graph: QonnxGraph, call: Call, x: Sequence[str]) -> str:
             call,
             f"{int(differs.sum())} of {len(codes)} entries of its table are not what float32 {function} and a Quant to "
             f"{target} give for certain, the first at {first:g}",
-            "choose an output format with a threshold elsewhere (one bit more or less, RND instead of TRN)",
+            "choose an output format whose thresholds lie elsewhere (one bit more or less, RND instead of TRN)",
         )
     op_type, attributes = _STANDARD[function]
     shape = call.exact[0].shape

@@ -101,10 +101,13 @@ def qonnx_model(graph: Graph, batch: int = 1) -> onnx.ModelProto:
     if refused:
         head = f"{len(refused)} nodes have no exact form in QONNX: " if len(refused) > 1 else ""
         raise UnsupportedOpError(head + "\n".join(refused))
-    outputs = {
-        name: (known[tensor], graph.tensors[tensor].shape)
-        for name, tensor in zip(graph.output_names, graph.outputs, strict=True)
-    }
+    outputs = {}
+    for name, tensor in zip(graph.output_names, graph.outputs, strict=True):
+        value, shape, reader = known[tensor], graph.tensors[tensor].shape, graph.dequantizers.get(name)
+        if reader is not None and reader.attrs["scale"]:  # codes of another tool's file, times its real scale
+            scale = made.initializer(np.array(float.fromhex(reader.attrs["scale"]), np.float32), f"{name}_scale")
+            value = made.node("Mul", [value, scale], shape, f"{name}_mul")
+        outputs[name] = (value, shape)
     return made.finish(inputs, outputs, graph.name)
 
 
