@@ -67,21 +67,38 @@ def laid_out(tr: Translator, node: ir.Node, signal: Signal) -> Signal:
 
 
 def _without_chain(tr: Translator, node: ir.Node, signal: Signal) -> Signal:
-    if _ends_in_integers(signal.chain):
-        return _by_arithmetic(tr, node, signal)
+    steps, cut = signal.chain.steps, whole_prefix(signal.chain)
     current = signal.through(Chain())
-    for step in signal.chain.steps:
+    if cut:
+        current = _by_arithmetic(tr, node, signal.through(replace(signal.chain, steps=steps[:cut])))
+    for step in steps[cut:]:
         current = _written(tr, node, current, step)
     return current
 
 
-def _ends_in_integers(chain: Chain) -> bool:
-    for step in reversed(chain.steps):
-        if step.op_type in ROUNDS or (step.op_type == "Cast" and step.attributes["to"] in _INTEGER_TYPES):
-            return True
-        if step.op_type not in KEEPS_INTEGERS:
-            return False
-    return False
+def whole_prefix(chain: Chain) -> int:
+    """How many steps, from the first, end in integers because the last of them round: a Floor, a Cast, a division of
+    integers, then what keeps integers."""
+    whole = stored = run = False
+    end = 0
+    for index, step in enumerate(chain.steps):
+        constants = [v for v in step.inputs if isinstance(v, np.ndarray)]
+        limits = [*constants, *(np.asarray(step.attributes[k]) for k in ("min", "max") if k in step.attributes)]
+        even = all(np.all((v == np.rint(v)) | np.isinf(v)) for v in limits)
+        if step.op_type in ROUNDS:
+            whole = run = True
+        elif step.op_type == "Cast" and step.attributes["to"] in _INTEGER_TYPES:
+            whole = run = stored = True
+        elif step.op_type == "Cast":
+            stored = False
+        elif step.op_type in KEEPS_INTEGERS:
+            whole, run = whole and even, run and even
+        elif step.op_type == "Div":
+            whole = run = whole and stored
+        else:
+            whole, run = whole and even and step.op_type in ("Mul", "Add", "Sub", "Neg"), False
+        end = index + 1 if run else end
+    return end
 
 
 def _by_arithmetic(tr: Translator, node: ir.Node, signal: Signal) -> Signal:
@@ -106,6 +123,10 @@ def _written(tr: Translator, node: ir.Node, signal: Signal, step: Step) -> Signa
         return signal
     if step.op_type == "Relu":
         return replace(signal, value=bench.add("Relu", [signal.value], {}, step.node))
+    if step.op_type == "Mul" and signal.exact and not tensor.format.per_channel:
+        made = _multiplied(tr, signal, step)
+        if made is not None:
+            return made
     if step.op_type in ("Mul", "Div") and step.position == 0:
         k = step.constant(1)
         factor = signal.factor.astype(np.float64) * (k if step.op_type == "Mul" else 1.0 / k)
@@ -126,6 +147,18 @@ def _written(tr: Translator, node: ir.Node, signal: Signal, step: Step) -> Signa
         "the codes",
         "quantise its result",
     )
+
+
+def _multiplied(tr: Translator, signal: Signal, step: Step) -> Signal | None:
+    """The codes times constants of a short binary grid, else None."""
+    found = grid_of(step.constant(1 - step.position))
+    rank = len(tr.type(signal).shape)
+    if found is None or not found[0].all() or found[1].width + tr.type(signal).format.width > 40:
+        return None
+    codes, fmt = found
+    laid = codes.reshape((-1,) + (1,) * (rank - 2)) if codes.size > 1 else codes.reshape(())
+    constant = tr.bench.literal(laid, fmt, f"{step.node}_constant")
+    return replace(signal, value=tr.bench.add("Mul", [signal.value, constant], {}, step.node))
 
 
 def _shifted_by(tr: Translator, signal: Signal, k: np.ndarray, step: Step) -> Signal | None:

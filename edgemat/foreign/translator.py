@@ -82,8 +82,10 @@ class Translator:
             raise LoweringError(
                 f"input {value.name!r} has the shape {shape}, expected known sizes behind the batch on axis 0"
             )
-        self.bench.input(value)
         stated = self._inputs.pop(value.name or "", None)
+        if stated is not None:
+            value.dtype = ir.DataType.FLOAT  # whatever type the file carries its numbers in
+        self.bench.input(value)
         if stated is None:
             self.values[value] = Raw(value)
         else:

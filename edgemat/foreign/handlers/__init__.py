@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from edgemat.foreign.handlers import elementwise, joins, layout, pooling, qdq, qonnx, weighted
+from edgemat.foreign.handlers import deeploy, elementwise, joins, layout, pooling, qdq, qonnx, weighted
 from edgemat.foreign.translator import Handler
 
 HANDLERS: dict[tuple[str, str], Handler] = {
@@ -13,4 +13,5 @@ HANDLERS: dict[tuple[str, str], Handler] = {
     **pooling.HANDLERS,
     **qdq.HANDLERS,
     **qonnx.HANDLERS,
+    **deeploy.HANDLERS,
 }

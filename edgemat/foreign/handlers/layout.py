@@ -104,12 +104,10 @@ def shape(tr: Translator, node: ir.Node) -> None:
 
 
 def delegated(tr: Translator, node: ir.Node) -> None:
-    """Slice, Split, Gather, Pad with 0, nearest Resize, ArgMax: as in files from torch, on codes."""
+    """Slice, Split, Gather, ArgMax: as in files from torch, on codes."""
     signal = settled(tr, node, tr.signal(node), scalar=False)
-    if signal.factor.size > 1 and node.op_type not in ("Resize",):
+    if signal.factor.size > 1:
         signal = settled(tr, node, signal)
-    if node.op_type == "Pad":
-        _check_padding(tr, node, signal)
     source = node.inputs[0]
     assert source is not None
     tr.bench.alias(source, signal.value)
@@ -123,16 +121,99 @@ def delegated(tr: Translator, node: ir.Node) -> None:
             tr.values[value] = replace(signal, value=tr.bench.mapped(value))
 
 
-def _check_padding(tr: Translator, node: ir.Node, signal: Signal) -> None:
-    value = tr.optional(node, 2) if len(node.inputs) > 2 else tr.real(node, "value", 0.0)
-    number = float(np.asarray(0.0 if value is None else value).reshape(-1)[0])
-    if number != (0 if signal.zero is None else signal.zero) or (signal.zero or 0) != 0:
-        raise tr.refuse(node, f"padding with {number}", "pad with the real number 0")
+def pad(tr: Translator, node: ir.Node) -> None:
+    """Padding with the real number 0 around the sample; pads as an input, or as an attribute before operator set 11."""
+    signal = settled(tr, node, tr.signal(node), scalar=False)
+    mode = tr.text(node, "mode", "constant")
+    value = tr.optional(node, 2) if len(node.inputs) > 2 else None
+    filled = tr.real(node, "value", 0.0) if value is None else float(np.asarray(value).reshape(-1)[0])
+    if mode != "constant" or filled != 0 or signal.zero:
+        raise tr.refuse(node, f"{mode} padding with {filled}", "pad with the real number 0")
+    rank = len(tr.type(signal).shape)
+    given = tr.known(node, 1).array.reshape(-1).tolist() if len(node.inputs) > 1 else tr.integers(node, "pads")
+    chosen = tr.optional(node, 3) if len(node.inputs) > 3 else None
+    axes = list(range(rank)) if chosen is None else [int(a) % rank for a in chosen.reshape(-1).tolist()]
+    if len(given) != 2 * len(axes) or any(int(p) < 0 for p in given):
+        raise tr.refuse(node, f"pads {given}", f"expected {2 * len(axes)} numbers, none negative")
+    before, after = [0] * rank, [0] * rank
+    for place, axis in enumerate(axes):
+        before[axis], after[axis] = int(given[place]), int(given[place + len(axes)])
+    if before[0] or after[0]:
+        raise tr.refuse(node, "padding of the batch", "pad samples")
+    if any(before) or any(after):
+        attrs = {"before": tuple(before[1:]), "after": tuple(after[1:]), "value": 0}
+        signal = replace(signal, value=tr.bench.add("Pad", [signal.value], attrs, tr.label(node)))
+    tr.set(node, signal)
+
+
+def resize(tr: Translator, node: ir.Node) -> None:
+    """Nearest Resize and Upsample by whole factors, where they repeat elements; whatever is pending stays so."""
+    signal = tr.signal(node)
+    mode, shape = tr.text(node, "mode", "nearest"), tr.shape(signal)
+    if mode != "nearest":
+        raise tr.refuse(node, f"mode {mode!r}", "only nearest is exact")
+    if tr.states(node, "axes"):
+        raise tr.refuse(node, "chosen axes", "state a scale for each axis")
+    legacy = len(node.inputs) == 2
+    scales = tr.optional(node, 1 if legacy else 2)
+    sizes = tr.optional(node, 3) if len(node.inputs) > 3 else None
+    if tr.states(node, "scales"):
+        scales = np.asarray(node.attributes["scales"].value)
+    if sizes is not None and sizes.size == len(shape):
+        wanted = [float(size) / (known or 1) for size, known in zip(sizes.tolist(), shape, strict=True)]
+        wanted[0] = 1.0
+    else:
+        wanted = [] if scales is None else [float(s) for s in scales.reshape(-1).tolist()]
+    if len(wanted) != len(shape) or wanted[0] != 1 or any(s < 1 or s != int(s) for s in wanted):
+        raise tr.refuse(node, f"scales {wanted} of {shape}", "enlarge by whole factors behind the batch")
+    factors = [int(s) for s in wanted]
+    for size, factor in zip(shape[1:], factors[1:], strict=True):
+        if (
+            not legacy
+            and (_picked(tr, node, int(size or 1), factor) != np.arange(int(size or 1) * factor) // factor).any()
+        ):
+            raise tr.refuse(node, f"factor {factor} that does not repeat elements", "use asymmetric and floor")
+    order = signal.order(len(shape))
+    built = [factors[order.index(axis)] for axis in range(len(shape))]
+    if built[1] != 1:
+        signal, built = laid_out(tr, node, signal), factors
+    if built[1] != 1 or len(built) < 3:
+        raise tr.refuse(node, f"scales {factors} of {shape}", "enlarge spatial axes only")
+    made = tr.bench.add("Upsample", [signal.value], {"scales": tuple(built[2:])}, tr.label(node))
+    tr.set(node, replace(signal, value=made))
+
+
+def _picked(tr: Translator, node: ir.Node, size: int, factor: int) -> np.ndarray:
+    """Which element each place behind a nearest Resize takes, by ONNX's formulas."""
+    place, coordinates = np.arange(size * factor), tr.text(node, "coordinate_transformation_mode", "half_pixel")
+    if coordinates == "asymmetric":
+        x = place / factor
+    elif coordinates in ("half_pixel", "pytorch_half_pixel", "half_pixel_symmetric"):
+        x = (place + 0.5) / factor - 0.5 if size * factor > 1 else place * 0.0
+    elif coordinates == "tf_half_pixel_for_nn":
+        x = (place + 0.5) / factor
+    elif coordinates == "align_corners":
+        x = place * ((size - 1) / max(size * factor - 1, 1))
+    else:
+        raise tr.refuse(node, f"coordinates by {coordinates!r}", "use asymmetric and floor")
+    nearest = tr.text(node, "nearest_mode", "round_prefer_floor")
+    rounds = {
+        "floor": np.floor,
+        "ceil": np.ceil,
+        "round_prefer_floor": lambda v: np.ceil(v - 0.5),
+        "round_prefer_ceil": lambda v: np.floor(v + 0.5),
+    }
+    if nearest not in rounds:
+        raise tr.refuse(node, f"rounding by {nearest!r}", "use asymmetric and floor")
+    return np.clip(rounds[nearest](x), 0, size - 1).astype(np.int64)
 
 
 HANDLERS: dict[tuple[str, str], Handler] = {
     ("", "Shape"): shape,
     ("", "Transpose"): passes_raw(transpose),
     **{("", op): passes_raw(reshape) for op in ("Reshape", "Flatten", "Squeeze", "Unsqueeze")},
-    **{("", op): delegated for op in ("Slice", "Split", "Gather", "Pad", "Resize", "ArgMax")},
+    **{("", op): delegated for op in ("Slice", "Split", "Gather", "ArgMax")},
+    ("", "Pad"): pad,
+    ("", "Resize"): resize,
+    ("", "Upsample"): resize,
 }
