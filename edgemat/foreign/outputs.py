@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -45,9 +46,21 @@ def close(tr: Translator, value: ir.Value) -> None:
     try:
         plain = settled(tr, node, quantity)
     except LoweringError:
-        plain = _rounded(tr, node, quantity, name)
+        last = quantity.chain.steps[-1] if quantity.chain else None
+        if last is not None and last.op_type == "Sigmoid":
+            steps = quantity.chain.steps[:-1]
+            tr.report.notes.append(f"Output {name!r} is what {last.node!r} (Sigmoid) takes: a larger one stays larger.")
+            quantity = quantity.through(replace(quantity.chain, steps=steps))
+        plain = _plain(tr, node, quantity, name)
     scale = "" if float(plain.factor) == 1 else float(plain.factor).hex()
     _closed(tr, plain.value, value, scale)
+
+
+def _plain(tr: Translator, node: ir.Node, signal: Signal, name: str) -> Signal:
+    try:
+        return settled(tr, node, signal)
+    except LoweringError:
+        return _rounded(tr, node, signal, name)
 
 
 def _closed(tr: Translator, made: ir.Value, value: ir.Value, scale: str) -> None:

@@ -1,4 +1,4 @@
-"""QuantLab's and Deeploy's RequantShift (domains ``""`` and ``PACTOps``): a requantisation whose integers the file states.
+"""QuantLab's and Deeploy's RequantShift (domains ``""`` and ``PACTOps``): a requantisation stated in integers.
 
 ``y = clip(floor((x * mul + add + div / 2) / div))``, `div` a power of two, `mul` and `add` integers by tensor or by
 channel; n levels from -n/2 (signed) or from 0. So do the kernels of https://github.com/pulp-platform/Deeploy

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -185,7 +186,9 @@ def resize(tr: Translator, node: ir.Node) -> None:
 
 def _picked(tr: Translator, node: ir.Node, size: int, factor: int) -> np.ndarray:
     """Which element each place behind a nearest Resize takes, by ONNX's formulas."""
-    place, coordinates = np.arange(size * factor), tr.text(node, "coordinate_transformation_mode", "half_pixel")
+    place = np.arange(size * factor).astype(np.float64)
+    coordinates = tr.text(node, "coordinate_transformation_mode", "half_pixel")
+    x: np.ndarray
     if coordinates == "asymmetric":
         x = place / factor
     elif coordinates in ("half_pixel", "pytorch_half_pixel", "half_pixel_symmetric"):
@@ -197,7 +200,7 @@ def _picked(tr: Translator, node: ir.Node, size: int, factor: int) -> np.ndarray
     else:
         raise tr.refuse(node, f"coordinates by {coordinates!r}", "use asymmetric and floor")
     nearest = tr.text(node, "nearest_mode", "round_prefer_floor")
-    rounds = {
+    rounds: dict[str, Callable[[np.ndarray], np.ndarray]] = {
         "floor": np.floor,
         "ceil": np.ceil,
         "round_prefer_floor": lambda v: np.ceil(v - 0.5),

@@ -55,43 +55,68 @@ def global_average_pool(tr: Translator, node: ir.Node) -> None:
 
 
 def reduce_mean(tr: Translator, node: ir.Node) -> None:
-    """ReduceMean over all spatial axes."""
+    """ReduceMean and ReduceSum over any axes behind the batch."""
     signal = tr.signal(node)
     rank = len(tr.type(signal).shape)
-    axes = tr.axes(node)
-    chosen = sorted(int(a) % rank for a in axes)
-    order = signal.order(rank)
-    if sorted(order[a] for a in chosen) != list(range(2, rank)) or rank < 3:
-        signal = laid_out(tr, node, settled(tr, node, signal))
-        if chosen != list(range(2, rank)) or rank < 3:
-            raise tr.refuse(node, f"a mean over axes {chosen} of {rank}", "average over all spatial axes")
-        order = tuple(range(rank))
+    chosen = sorted(int(a) % rank for a in tr.axes(node)) or list(range(1, rank))
+    if 0 in chosen or len(set(chosen)) < len(chosen):
+        raise tr.refuse(node, f"a reduction over axes {chosen} of {rank}", "reduce axes behind the batch, once each")
     keep = bool(tr.integer(node, "keepdims", 1))
+    divided = node.op_type == "ReduceMean"
+    order = signal.order(rank)
+    if sorted(order[a] for a in chosen) != list(range(2, rank)) or rank not in (3, 4):
+        _reduced_by_row(tr, node, settled(tr, node, signal), chosen, keep, divided)
+        return
     plain = replace(settled(tr, node, replace(signal, perm=None), scalar=False), perm=None)
     kernel = tr.type(plain).sample_shape[1:]
-    _summed(tr, node, plain, kernel, {"strides": (1,) * len(kernel)})
-    made = tr.values[node.outputs[0]]
-    assert isinstance(made, Signal)
+    made = _summed(tr, node, plain, kernel, {"strides": (1,) * len(kernel)}, divided)
     if keep:
         tr.set(node, replace(made, perm=None if order == tuple(range(rank)) else order))
         return
     channels = tr.type(made).sample_shape[0]
-    tr.set(
-        node,
-        replace(made, value=tr.bench.add("Reshape", [made.value], {"shape": (channels,)}, f"{tr.label(node)}_flat")),
-    )
+    value = tr.bench.add("Reshape", [made.value], {"shape": (channels,)}, f"{tr.label(node)}_flat")
+    tr.set(node, replace(made, value=value))
 
 
-def _summed(tr: Translator, node: ir.Node, signal: Signal, kernel: tuple[int, ...], attrs: dict[str, object]) -> None:
+def _reduced_by_row(
+    tr: Translator, node: ir.Node, signal: Signal, chosen: list[int], keep: bool, divided: bool
+) -> None:
+    """The kept axes become channels, the reduced ones one spatial axis."""
+    shape, name = tr.type(signal).sample_shape, tr.label(node)
+    kept = [axis for axis in range(1, len(shape) + 1) if axis not in chosen]
+    rows = tuple(int(np.prod([shape[a - 1] for a in axes], dtype=np.int64)) for axes in (kept, chosen))
+    moved = tr.bench.add("Transpose", [signal.value], {"perm": tuple(a - 1 for a in kept + chosen)}, f"{name}_layout")
+    flat = tr.bench.add("Reshape", [moved], {"shape": rows}, f"{name}_rows")
+    made = _summed(tr, node, replace(signal, value=flat), rows[1:], {"strides": (1,)}, divided)
+    target = tuple(1 if a in chosen else shape[a - 1] for a in range(1, len(shape) + 1) if keep or a in kept)
+    value = tr.bench.add("Reshape", [made.value], {"shape": target or (1,)}, f"{name}_shape")
+    if not target:
+        raise tr.refuse(node, "a reduction to one number a sample without an axis", "state keepdims")
+    tr.set(node, replace(made, value=value))
+
+
+def _summed(
+    tr: Translator,
+    node: ir.Node,
+    signal: Signal,
+    kernel: tuple[int, ...],
+    attrs: dict[str, object],
+    divided: bool = True,
+) -> Signal:
     tensor = tr.type(signal)
     channels, name = tensor.sample_shape[0], tr.label(node)
     fmt = Fixed(1, 1, signed=False)
     ones = tr.bench.codes(np.ones((channels, 1, *kernel), np.int64), fmt, f"{name}_ones")
-    full = {**attrs, "groups": channels, "w_format": str(fmt)}
+    free = {"pads": (0,) * 2 * len(kernel), "dilations": (1,) * len(kernel)}
+    full = {**free, **attrs, "groups": channels, "w_format": str(fmt)}
     total = tr.bench.add("Conv", [signal.value, ones], full, f"{name}_sum")
-    count = np.asarray(float(np.prod(kernel)), np.float32)
-    chain = signal.chain.then(Step(name, "Div", {}, (None, count)), tr.source.opset)
-    tr.set(node, replace(signal, value=total, chain=chain, fused=False))
+    chain = signal.chain
+    if divided:
+        count = np.asarray(float(np.prod(kernel)), np.float32)
+        chain = chain.then(Step(name, "Div", {}, (None, count)), tr.source.opset)
+    made = replace(signal, value=total, chain=chain, fused=False)
+    tr.set(node, made)
+    return made
 
 
 HANDLERS: dict[tuple[str, str], Handler] = {
@@ -100,4 +125,5 @@ HANDLERS: dict[tuple[str, str], Handler] = {
     ("", "AveragePool"): average_pool,
     ("", "GlobalAveragePool"): global_average_pool,
     ("", "ReduceMean"): reduce_mean,
+    ("", "ReduceSum"): reduce_mean,
 }
