@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from edgemat.foreign.handlers import deeploy, elementwise, joins, layout, pooling, qdq, qonnx, weighted
+from edgemat.foreign.handlers import channels_last, deeploy, elementwise, joins, layout, pooling, qdq, qonnx, qoperator, weighted
 from edgemat.foreign.translator import Handler
 
 HANDLERS: dict[tuple[str, str], Handler] = {
@@ -12,6 +12,8 @@ HANDLERS: dict[tuple[str, str], Handler] = {
     **layout.HANDLERS,
     **pooling.HANDLERS,
     **qdq.HANDLERS,
+    **qoperator.HANDLERS,
     **qonnx.HANDLERS,
+    **channels_last.HANDLERS,
     **deeploy.HANDLERS,
 }

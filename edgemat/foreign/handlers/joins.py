@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import onnx_ir as ir
 
 from edgemat.foreign.settling import settled
@@ -11,7 +13,12 @@ from edgemat.foreign.translator import Handler, Translator
 
 def concat(tr: Translator, node: ir.Node) -> None:
     """Joins behind the batch axis, of tensors with one scale or with binary points."""
-    signals = [settled(tr, node, tr.signal(node, i)) for i in range(len(node.inputs))]
+    given = [tr.signal(node, i) for i in range(len(node.inputs))]
+    orders = {signal.perm for signal in given}
+    shared = given[0].perm if len(orders) == 1 else None  # all are laid out alike: join them as they lie
+    if shared is not None:
+        given = [replace(signal, perm=None) for signal in given]
+    signals = [settled(tr, node, signal) for signal in given]
     zeros = {signal.zero for signal in signals}
     factors = {float(signal.factor) for signal in signals}
     if len(zeros) > 1 or len(factors) > 1:
@@ -20,8 +27,10 @@ def concat(tr: Translator, node: ir.Node) -> None:
     axis = tr.integer(node, "axis", 1) % rank
     if axis == 0:
         raise tr.refuse(node, "a concatenation along the batch", "join samples outside of the network")
+    if shared is not None:
+        axis = shared[axis]
     value = tr.bench.add("Concat", [s.value for s in signals], {"axis": axis - 1}, tr.label(node))
-    tr.set(node, Signal(value, signals[0].factor, zero=signals[0].zero))
+    tr.set(node, Signal(value, signals[0].factor, perm=shared, zero=signals[0].zero))
 
 
 HANDLERS: dict[tuple[str, str], Handler] = {("", "Concat"): concat}
