@@ -14,7 +14,7 @@ from edgemat.nn.layer import exact_arithmetic
 from edgemat.nn.quantizer import FixedQuantizer
 from edgemat.nn.token_quantizer import TokenQuantizer, token_quantizer
 from edgemat.nn.weighted_layer import WeightedLayer
-from edgemat.recipe import WeightSpec
+from edgemat.recipe import TOKEN_SCALES, WeightSpec
 
 
 class QuantLinear(WeightedLayer):
@@ -35,7 +35,7 @@ class QuantLinear(WeightedLayer):
         token_scale: ``"power_of_two"``, or ``"absmax"`` for training alone.
 
     Raises:
-        FormatError: for tokens together with a bias, which does not scale with a row.
+        FormatError: for tokens together with a bias, which does not scale with a row, and a `token_scale` without them.
     """
 
     def __init__(
@@ -59,6 +59,11 @@ class QuantLinear(WeightedLayer):
         self.in_features, self.out_features = in_features, out_features
         self.tokens: TokenQuantizer | None = None
         if tokens is None:
+            if token_scale != TOKEN_SCALES[0]:
+                raise FormatError(
+                    f"a {type(self).__name__} has token_scale={token_scale!r} and no tokens that it could scale, "
+                    "expected tokens='fixed<8>' with it; leave it out otherwise"
+                )
             return
         if bias:
             raise FormatError(

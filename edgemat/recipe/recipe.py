@@ -16,6 +16,7 @@ from edgemat.recipe.settings import (
     MAPPINGS,
     POSITIONS,
     RULE_KEYS,
+    TOKEN_SCALES,
     check_keys,
     checked_format,
     checked_rule,
@@ -130,6 +131,18 @@ class Recipe:
         object.__setattr__(self, "types", checked_rules(self.types, "types", (str,)))
         for position in POSITIONS:
             object.__setattr__(self, position, checked_rule(getattr(self, position), f"Recipe {position}"))
+        self._check_token_scale()
+
+    def _check_token_scale(self) -> None:
+        """Refuses a scale of tokens where no layer has any."""
+        stated = [{"tokens": self.tokens, "token_scale": self.token_scale}, *self.rules.values(), *self.types.values()]
+        stated += [getattr(self, position) for position in POSITIONS]
+        scales = [rule["token_scale"] for rule in stated if rule.get("token_scale", TOKEN_SCALES[0]) != TOKEN_SCALES[0]]
+        if scales and not any(rule.get("tokens") for rule in stated):
+            raise FormatError(
+                f"Recipe: token_scale is {scales[0]!r} and no layer has tokens that it could scale, expected "
+                "tokens='fixed<8>' with it; leave it out otherwise"
+            )
 
     @classmethod
     def from_toml(cls, source: str | os.PathLike[str]) -> Recipe:

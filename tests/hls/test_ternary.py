@@ -289,6 +289,9 @@ def test_a_bad_choice_is_refused(options, words):
 def test_choices_that_do_not_fit_the_node_are_refused():
     with pytest.raises(PlanError, match="'first', whose weights are not ternary"):
         project(residual(), Plan(nodes={"first": NodePlan(packing="1.6")}))
+    for options, words in (({"packing": "2"}, "packing='2'"), ({"weights": "uram"}, "weights='uram'")):
+        with pytest.raises(PlanError, match=rf"the plan states {words}, and no node of .* has ternary weights"):
+            project(residual(), Plan(**options))
     graph, _, _ = one_layer()
     for choice, words in ((NodePlan(pe=3), "pe is 3, expected a divisor of its 4"), (NodePlan(simd=13), "at most 12")):
         with pytest.raises(PlanError, match=words):

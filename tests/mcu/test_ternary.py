@@ -361,3 +361,9 @@ def test_an_unknown_packing_is_refused() -> None:
     graph = side_by_side("fc", [linear(1, 40, 8)])
     with pytest.raises(UnsupportedOpError, match=r"ternary_packing is '3', expected one of auto, 2, 1.6"):
         project(graph, ternary_packing="3")
+    layer = linear(1, 40, 8)
+    wide = {**layer.attrs, "w_format": TERNARY.replace("fixed<2", "fixed<3")}
+    other = side_by_side("fc", [Call(layer.op, "fc", layer.x, wide, layer.constants)])
+    with pytest.raises(UnsupportedOpError, match=r"ternary_packing is '1.6', and no layer of 'fc' has ternary weights"):
+        project(other, ternary_packing="1.6")
+    project(other)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -152,8 +154,30 @@ def test_other_tensors_stay_eager() -> None:
 
 
 def test_it_can_be_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("EDGEMAT_NATIVE", "0")
-    assert native.load.__wrapped__() is None
-    monkeypatch.delenv("EDGEMAT_NATIVE")
-    monkeypatch.setattr(native.shutil, "which", lambda name: None)
-    assert native.load.__wrapped__() is None
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # who has no compiler, or wants none, is told nothing
+        monkeypatch.setenv("EDGEMAT_NATIVE", "0")
+        assert native.load.__wrapped__() is None
+        monkeypatch.delenv("EDGEMAT_NATIVE")
+        monkeypatch.setattr(native.shutil, "which", lambda name: None)
+        assert native.load.__wrapped__() is None
+
+
+def test_a_compiler_that_fails_is_warned_of(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """In one sentence, with what the compiler said first; a folder that cannot be written likewise."""
+    monkeypatch.delenv("EDGEMAT_NATIVE", raising=False)
+    monkeypatch.setenv("EDGEMAT_CACHE", str(tmp_path / "cache"))
+    broken = tmp_path / "broken.c"
+    broken.write_text("int f(void) {\n  return nothing_of_that_name;\n}\n")
+    monkeypatch.setattr(native, "_SOURCES", (broken,))
+    sentence = r"^edgemat trains without .*error: .nothing_of_that_name. .*set EDGEMAT_NATIVE=0$"
+    with pytest.warns(RuntimeWarning, match=sentence) as said:
+        assert native.load.__wrapped__() is None
+    assert len(said) == 1 and "\n" not in str(said[0].message)
+    monkeypatch.setenv("EDGEMAT_CACHE", str(broken))
+    with pytest.warns(RuntimeWarning, match=r"Not a directory"):
+        assert native.load.__wrapped__() is None
+    monkeypatch.setenv("EDGEMAT_CACHE", str(tmp_path / "cache"))
+    broken.write_text("int f(void) { return 0; }\n")  # compiles, and has none of the passes
+    with pytest.warns(RuntimeWarning, match=r"undefined symbol: edgemat_quantize"):
+        assert native.load.__wrapped__() is None

@@ -10,7 +10,7 @@ from torch import nn
 import edgemat
 from edgemat.errors import EdgematError, FormatError
 from edgemat.lower.reader import read
-from edgemat.nn import QuantLinear, TernaryLinear, TokenQuantizer
+from edgemat.nn import MatMulFreeLM, QuantLinear, TernaryLinear, TokenQuantizer
 from edgemat.nn.token_quantizer import row_exponents
 from edgemat.op import Call
 from edgemat.ops import BY_NAME
@@ -116,6 +116,14 @@ def test_misuse_is_refused() -> None:
         TokenQuantizer(8, scale="float")
     with pytest.raises(FormatError, match="2 to 24"):
         TokenQuantizer(1)
+    for scale in ("absmax", "x"):
+        with pytest.raises(FormatError, match=rf"a QuantLinear has token_scale='{scale}' and no tokens .*'fixed<8>'"):
+            QuantLinear(4, 3, bias=False, token_scale=scale)
+        with pytest.raises(FormatError, match=rf"token_scale='{scale}' and no tokens"):
+            MatMulFreeLM(5, 4, 1, hidden=8, token_scale=scale)
+    with pytest.raises(FormatError, match=r"Recipe: token_scale is 'absmax' and no layer has tokens"):
+        edgemat.Recipe(rules={"first": {"token_scale": "absmax"}})
+    edgemat.Recipe(token_scale="absmax", rules={"first": {"tokens": "fixed<8>"}})
 
 
 class Rows(nn.Module):

@@ -1,8 +1,8 @@
 """Optional native passes for training: one pass over the data where eager torch needs several.
 
-The C files here are compiled once with the machine's GCC into the user's cache folder and runs on torch's own OpenMP
+The C files here are compiled once with the machine's GCC into the user's cache folder and run on torch's own OpenMP
 threads. Where there is no GCC, no GNU OpenMP in the process, or ``EDGEMAT_NATIVE=0``, `kernel` gives None and the
-layers use eager torch. Forward values have the same bits either way.
+layers use eager torch. Forward values have the same bits either way. A compiler that is there and fails is warned of.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import warnings
 from pathlib import Path
 
 import torch
@@ -57,24 +58,39 @@ def kernel(*tensors: Tensor) -> ctypes.CDLL | None:
 
 @functools.cache
 def load() -> ctypes.CDLL | None:
-    """Compiles (once per machine) and loads the native passes; None where that is not possible."""
-    if os.environ.get("EDGEMAT_NATIVE") == "0" or not sys.platform.startswith("linux"):
+    """Compiles (once per machine) and loads the native passes; None where that is not possible.
+
+    Warns:
+        RuntimeWarning: if there is a compiler and they can still not be made or loaded.
+    """
+    compiler = shutil.which("gcc") or shutil.which("cc")
+    if compiler is None or os.environ.get("EDGEMAT_NATIVE") == "0" or not sys.platform.startswith("linux"):
         return None
     try:
-        library = ctypes.CDLL(str(_built()))
+        library = ctypes.CDLL(str(_built(compiler)))
         for name, (result, arguments) in _SIGNATURES.items():
             function = getattr(library, name)
             function.restype, function.argtypes = result, arguments
-    except (OSError, AttributeError, subprocess.SubprocessError):
+    except (OSError, AttributeError, subprocess.SubprocessError) as error:
+        warnings.warn(
+            f"edgemat trains without its native passes, which {compiler} did not make ({_reason(error)}): the bits are "
+            "the same, a step takes longer; mend the compiler, or set EDGEMAT_NATIVE=0",
+            RuntimeWarning,
+            stacklevel=2,
+        )
         return None
     return library
 
 
-def _built() -> Path:
-    """The compiled library, from the cache folder or made now."""
-    compiler = shutil.which("gcc") or shutil.which("cc")
-    if compiler is None:
-        raise FileNotFoundError("no gcc was found, expected one on the path; install gcc for faster training")
+def _reason(error: Exception) -> str:
+    """What a compiler complained of first, else the error itself; one line."""
+    said = error.stderr.decode(errors="replace") if isinstance(error, subprocess.CalledProcessError) else ""
+    lines = [line.strip() for line in (said or str(error)).splitlines() if line.strip()]
+    return next((line for line in lines if "error" in line), lines[0] if lines else type(error).__name__)[:300]
+
+
+def _built(compiler: str) -> Path:
+    """The library compiled with `compiler`, from the cache folder or made now."""
     key = hashlib.sha256(b"".join(source.read_bytes() for source in _SOURCES))
     key.update(" ".join((*_FLAGS, platform.machine(), os.path.realpath(compiler), _processor())).encode())
     target = _cache_folder() / f"passes-{key.hexdigest()[:20]}.so"

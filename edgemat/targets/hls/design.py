@@ -94,6 +94,7 @@ class _Builder:
         self.plan = plan
         self.steps = [step for step in network.steps if step.stem != "reshape"]
         plan.check_nodes(step.name for step in self.steps)
+        plan.check_ternary(network.name or "the model", any(step.params.get("ternary") for step in self.steps))
         self.design = Design(identifier(network.name or "model", "model"), plan, network)
         self.node_names = Fresh(())
         self.names = Fresh((*_TAKEN, self.design.top))

@@ -92,7 +92,7 @@ class Plan:
         weights: where packed ternary weights are: "rom", "uram" (UltraRAM that the first call fills from an AXI
             memory) or "axi" (an AXI memory, read for every dot product). "auto" packs nothing where a dot product is
             unrolled whole (weights are then in the structure), and takes a ROM elsewhere.
-        packing: bits of a packed trit, "2" or "1.6" (`edgemat.trits`).
+        packing: bits of a packed trit, "2" or "1.6" (`edgemat.trits`); None is "2".
         axi_bits: widest port of an external memory, a power of two from 32 to 1024.
         nodes: `NodePlan` by node name.
     """
@@ -105,12 +105,13 @@ class Plan:
     beat_bits: int = 4096
     products: str = "shift_add"
     weights: str = "auto"
-    packing: str = "2"
+    packing: str | None = None
     axi_bits: int = 128
     nodes: Mapping[str, NodePlan] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name, known in (("io", IO), ("products", PRODUCTS), ("weights", WEIGHTS), ("packing", PACKINGS)):
+        words = ("io", IO), ("products", PRODUCTS), ("weights", WEIGHTS), ("packing", (None, *PACKINGS))
+        for name, known in words:
             _check_word(name, getattr(self, name), known)
         if not isinstance(self.axi_bits, int) or self.axi_bits not in AXI_BITS:
             raise PlanError(f"axi_bits is {self.axi_bits!r}, expected one of {', '.join(map(str, AXI_BITS))}")
@@ -139,7 +140,21 @@ class Plan:
     def storage(self, name: str) -> tuple[str, str]:
         """Where the ternary weights of a node are, and how they are packed."""
         found = self.nodes.get(name, NodePlan())
-        return found.weights or self.weights, found.packing or self.packing
+        return found.weights or self.weights, found.packing or self.packing or PACKINGS[0]
+
+    def check_ternary(self, model: str, any_ternary: bool) -> None:
+        """Refuses choices for ternary weights in a model that has none.
+
+        Raises:
+            PlanError: names the choice.
+        """
+        stated = {"weights": None if self.weights == "auto" else self.weights, "packing": self.packing}
+        for name, value in stated.items():
+            if value is not None and not any_ternary:
+                raise PlanError(
+                    f"the plan states {name}={value!r}, and no node of {model!r} has ternary weights, which it is "
+                    "about; leave it out, or train with weights='ternary'"
+                )
 
     def check_nodes(self, names: Iterable[str]) -> None:
         """Refuses choices for nodes that the model does not have.

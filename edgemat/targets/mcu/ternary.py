@@ -64,12 +64,17 @@ def state_packing(network: Network, packing: str) -> Network:
     """The network with the packing written into its ternary steps (``auto``: nothing is written).
 
     Raises:
-        UnsupportedOpError: unknown packing.
+        UnsupportedOpError: unknown packing, or one for a network without ternary weights.
     """
     if packing not in PACKINGS:
         raise UnsupportedOpError(f"ternary_packing is {packing!r}, expected one of {', '.join(PACKINGS)}")
     if packing == "auto":
         return network
+    if not any(step.params.get("ternary") for step in network.steps):
+        raise UnsupportedOpError(
+            f"ternary_packing is {packing!r}, and no layer of {network.name or 'the model'!r} has ternary weights, "
+            "which it could pack; leave it out, or train with weights='ternary'"
+        )
     trits = PER_BYTE[packing]
     steps = tuple(
         replace(step, params={**step.params, "trits": trits}) if step.params.get("ternary") else step
