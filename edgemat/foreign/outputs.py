@@ -36,12 +36,7 @@ def close(tr: Translator, value: ir.Value) -> None:
         raise LoweringError(f"output {name!r} does not depend on quantised data; quantise the network's input")
     node = value.producer() or ir.Node("", "Output", [], name=name)
     if quantity.zero is not None:
-        plain = settled(tr, node, quantity)
-        zero = plain.zero or 0
-        if zero:
-            constant = tr.bench.literal(np.array([zero]), Fixed(34, 34), f"{name}_zero")
-            plain = Signal(tr.bench.add("Add", [plain.value, constant], {}, f"{name}_stored"), plain.factor)
-        _closed(tr, plain.value, value, "")
+        _closed(tr, _stored(tr, settled(tr, node, quantity), name), value, "")
         return
     try:
         plain = settled(tr, node, quantity)
@@ -54,6 +49,27 @@ def close(tr: Translator, value: ir.Value) -> None:
         plain = _plain(tr, node, quantity, name)
     scale = "" if float(plain.factor) == 1 else float(plain.factor).hex()
     _closed(tr, plain.value, value, scale)
+
+
+def _stored(tr: Translator, signal: Signal, name: str) -> ir.Value:
+    """The stored integers ``code + zero``, whatever a code is worth."""
+    bench, tensor, zero = tr.bench, tr.type(signal), signal.zero or 0
+    fracs = np.asarray(tensor.format.fracs, np.int64)
+    if not zero and not fracs.any():
+        return signal.value
+    if not fracs.any():
+        return bench.add(
+            "Add", [signal.value, bench.literal(np.array([zero]), Fixed(34, 34), name)], {}, f"{name}_stored"
+        )
+    channels = int(tensor.shape[1] or 1) if len(tensor.shape) > 1 else 1
+    points = tuple(int(-f) for f in fracs)
+    one = Fixed(2, 2).with_frac(points if len(points) > 1 else points[0])
+    inputs = [
+        signal.value,
+        bench.codes(np.ones(channels, np.int64), one, f"{name}_one"),
+        bench.codes(np.full(channels, zero, np.int64), Fixed(32, 32), f"{name}_zero"),
+    ]
+    return bench.add("Affine", inputs, {"w_format": str(one), "b_format": str(Fixed(32, 32))}, f"{name}_stored")
 
 
 def _plain(tr: Translator, node: ir.Node, signal: Signal, name: str) -> Signal:

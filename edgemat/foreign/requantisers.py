@@ -152,6 +152,8 @@ def _shifted(
         return None
     if quantiser.rounding in ("CEIL", "AWAY"):
         return None  # no Requantize rounds up
+    if quantiser.style == "qonnx" and _shifts_ties(quantiser):
+        return None
     rectified = "Relu" in steps
     if rectified and quantiser.low > 0:
         return None
@@ -160,6 +162,12 @@ def _shifted(
     value = bench.add("Relu", [signal.value], {}, f"{name}_relu") if rectified and quantiser.low < 0 else signal.value
     fmt = replace(quantiser.format, rounding=quantiser.rounding)
     return clipped(bench, bench.requantised(value, fmt, name), quantiser, name), f"{fmt}"
+
+
+def _shifts_ties(quantiser: Quantiser) -> bool:
+    """Whether rounding after the zero point was added differs from rounding before."""
+    zero = quantiser.zero_point
+    return quantiser.rounding != "TRN" and (zero % 2 != 0 if quantiser.rounding == "RND_CONV" else zero != 0)
 
 
 def clipped(bench: Workbench, value: ir.Value, quantiser: Quantiser, name: str) -> ir.Value:

@@ -28,6 +28,13 @@ from edgemat.op import Tensor
 
 Handler = Callable[["Translator", ir.Node], None]
 ONE = np.ones((), np.float32)
+INTEGERS = {
+    ir.DataType.INT8: Fixed(8, 8),
+    ir.DataType.UINT8: Fixed(8, 8, signed=False),
+    ir.DataType.INT16: Fixed(16, 16),
+    ir.DataType.UINT16: Fixed(16, 16, signed=False),
+}
+"""Formats of integer graph inputs: a file whose first quantiser was cut off reads the stored integers themselves."""
 
 
 class Translator:
@@ -57,7 +64,7 @@ class Translator:
         self._handlers = handlers
         self._quantised: dict[ir.Value, tuple[str, Signal]] = {}
         self._notes: list[tuple[str, str, str]] = []
-        self._integers = any(node.op_type in ("DequantizeLinear", "QLinearConv") for node in source.graph)
+        self._integers = any(node.op_type.startswith(("DequantizeLinear", "QLinear", "QGemm")) for node in source.graph)
 
     # -- the walk ---------------------------------------------------------------------------------------------------
     def run(self) -> ImportReport:
@@ -83,14 +90,18 @@ class Translator:
                 f"input {value.name!r} has the shape {shape}, expected known sizes behind the batch on axis 0"
             )
         stated = self._inputs.pop(value.name or "", None)
-        if stated is not None:
+        stored = INTEGERS.get(value.dtype) if value.dtype is not None else None
+        if stated is not None or stored is not None:
             value.dtype = ir.DataType.FLOAT  # whatever type the file carries its numbers in
         self.bench.input(value)
-        if stated is None:
+        if stated is None and stored is None:
             self.values[value] = Raw(value)
         else:
-            made = self.bench.add("Quantize", [self.bench.mapped(value)], {"y_format": str(stated)}, f"{value.name}_q")
-            self.values[value] = Signal(made, ONE)
+            fmt = {"y_format": str(stored if stated is None else stated)}
+            made = self.bench.add("Quantize", [self.bench.mapped(value)], fmt, f"{value.name}_q")
+            self.values[value] = Signal(made, ONE, zero=0 if stated is None else None)
+            if stated is None:
+                self.report.notes.append(f"Input {value.name!r} is given the file's stored integers, as float32.")
 
     def _visit(self, node: ir.Node) -> Row:
         label, op = self.label(node), f"{node.domain}::{node.op_type}" if node.domain else node.op_type

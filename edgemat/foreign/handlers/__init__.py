@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
-from edgemat.foreign.handlers import channels_last, deeploy, elementwise, joins, layout, pooling, qdq, qonnx, qoperator, weighted
+from edgemat.foreign.handlers import (
+    channels_last,
+    deeploy,
+    elementwise,
+    joins,
+    layout,
+    pooling,
+    qdq,
+    qonnx,
+    qoperator,
+    weighted,
+)
 from edgemat.foreign.translator import Handler
 
 HANDLERS: dict[tuple[str, str], Handler] = {

@@ -123,12 +123,16 @@ def delegated(tr: Translator, node: ir.Node) -> None:
 
 
 def pad(tr: Translator, node: ir.Node) -> None:
-    """Padding with the real number 0 around the sample; pads as an input, or as an attribute before operator set 11."""
+    """Padding with the real number 0, or with a stored integer; pads as an input, or as an attribute before operator
+    set 11."""
     signal = settled(tr, node, tr.signal(node), scalar=False)
     mode = tr.text(node, "mode", "constant")
     value = tr.optional(node, 2) if len(node.inputs) > 2 else None
     filled = tr.real(node, "value", 0.0) if value is None else float(np.asarray(value).reshape(-1)[0])
-    if mode != "constant" or filled != 0 or signal.zero:
+    code = filled - (signal.zero or 0)
+    if mode != "constant" or (
+        filled != 0 if signal.zero is None else not tr.type(signal).lo <= code <= tr.type(signal).hi
+    ):
         raise tr.refuse(node, f"{mode} padding with {filled}", "pad with the real number 0")
     rank = len(tr.type(signal).shape)
     given = tr.known(node, 1).array.reshape(-1).tolist() if len(node.inputs) > 1 else tr.integers(node, "pads")
@@ -142,7 +146,7 @@ def pad(tr: Translator, node: ir.Node) -> None:
     if before[0] or after[0]:
         raise tr.refuse(node, "padding of the batch", "pad samples")
     if any(before) or any(after):
-        attrs = {"before": tuple(before[1:]), "after": tuple(after[1:]), "value": 0}
+        attrs = {"before": tuple(before[1:]), "after": tuple(after[1:]), "value": int(code)}
         signal = replace(signal, value=tr.bench.add("Pad", [signal.value], attrs, tr.label(node)))
     tr.set(node, signal)
 
