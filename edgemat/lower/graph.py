@@ -10,6 +10,7 @@ import onnx_ir as ir
 from edgemat.codes import Codes, Constants
 from edgemat.lower.states import State, pair_states
 from edgemat.op import Call, Tensor
+from edgemat.ops.boundary import real_scale
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,11 @@ class Graph:
     def output_type(self, index: int) -> Tensor:
         """Type of the codes of output `index`."""
         return self.tensors[self.outputs[index]]
+
+    def scale(self, name: str) -> np.float32 | None:
+        """The real scale of a float input or output, or None where its format says what a code is worth."""
+        call = self.quantizers.get(name) or self.dequantizers.get(name)
+        return None if call is None else real_scale(call)
 
 
 def view(model: ir.Model, calls: list[Call]) -> Graph:

@@ -15,7 +15,7 @@ from edgemat.lower.states import State
 from edgemat.lower.writer import FORMAT_VERSION
 from edgemat.op import Call, Native, Tensor
 from edgemat.report.carrier import carriers, reach_bits
-from edgemat.report.nodes import Edge, NodeReport, StateReport, Ternary
+from edgemat.report.nodes import Edge, NodeReport, Port, StateReport, Ternary
 from edgemat.report.targets import TargetCost, target_cost
 from edgemat.targets.mcu.storage import size_of, storage
 
@@ -42,8 +42,8 @@ class Inspection:
     """
 
     model: str
-    inputs: tuple[Edge, ...]
-    outputs: tuple[Edge, ...]
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
     nodes: tuple[NodeReport, ...]
     target: TargetCost | None = field(default=None)
     states: tuple[StateReport, ...] = ()
@@ -112,8 +112,8 @@ def inspect(path: str | os.PathLike[str] | Graph, target: str | None = None) -> 
     overloads = {node.outputs[0].name or "": node.overload for node in graph.model.graph}
     return Inspection(
         graph.name,
-        tuple(_edge(graph.tensors[name]) for name in graph.inputs),
-        tuple(_edge(graph.tensors[name]) for name in graph.outputs),
+        tuple(_port(graph, *names) for names in zip(graph.input_names, graph.inputs, strict=True)),
+        tuple(_port(graph, *names) for names in zip(graph.output_names, graph.outputs, strict=True)),
         tuple(_node(call, functions[overloads[call.outputs[0]]]) for call in graph.nodes),
         None if target is None else target_cost(graph, target),
         tuple(_state(state) for state in graph.states),
@@ -138,6 +138,11 @@ def _ternary(call: Call, native: Native | None) -> Ternary | None:
     rows = weight.reshape(len(weight), -1) != 0
     counts = rows.sum(1)
     return Ternary(int(counts.max()), rows.shape[1], (call.x[0].lo, call.x[0].hi), 1.0 - float(rows.mean()))
+
+
+def _port(graph: Graph, name: str, tensor: str) -> Port:
+    scale, edge = graph.scale(name), _edge(graph.tensors[tensor])
+    return Port(edge.name, edge.shape, edge.format, edge.range, None if scale is None else float(scale))
 
 
 def _edge(tensor: Tensor) -> Edge:

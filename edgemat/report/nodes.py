@@ -16,6 +16,13 @@ class Edge:
 
 
 @dataclass(frozen=True)
+class Port(Edge):
+    """Codes of an input or an output; `scale` is what one is worth where the file states a float32 for it."""
+
+    scale: float | None = None
+
+
+@dataclass(frozen=True)
 class Ternary:
     """What a ternary layer's sums are made of.
 

@@ -12,7 +12,7 @@ from rich.text import Text
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from edgemat.report.nodes import Edge, NodeReport, StateReport
+    from edgemat.report.nodes import Edge, NodeReport, Port, StateReport
     from edgemat.report.targets import TargetCost
 
 
@@ -22,7 +22,7 @@ LISTED = 8
 
 def inspection_tables(
     model: str,
-    edges: Sequence[Edge],
+    edges: Sequence[Port],
     reports: Sequence[NodeReport],
     totals: Mapping[str, int],
     overflow: Mapping[str, Any],
@@ -32,7 +32,7 @@ def inspection_tables(
     """Ports, states, nodes, the proof and, if asked for, a target's cost (the parts of an `Inspection`)."""
     ports = _table("inputs and outputs", "tensor", "shape", "format", "codes")
     for edge in edges:
-        _row(ports, edge.name, _shape(edge), _format(edge), _interval(edge.range))
+        _row(ports, edge.name, _shape(edge), _format(edge) + _worth(edge), _interval(edge.range))
     nodes = _table(
         f"model {model}", "node", "operator", "result", "format", "codes", "partial sums", "acc bits", "C acc",
         "ONNX carrier", "multiplies", "additions", "shift-adds", "weight bits", "EBOPs",
@@ -142,6 +142,11 @@ def _row(table: Table, *cells: str) -> None:
 
 def _shape(edge: Edge) -> str:
     return "x".join("N" if d is None else str(d) for d in edge.shape) or "scalar"
+
+
+def _worth(port: Port) -> str:
+    """What a code is worth beyond its format."""
+    return "" if port.scale is None else f" * {port.scale:.6g}"
 
 
 def _format(edge: Edge) -> str:

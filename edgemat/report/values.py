@@ -64,7 +64,16 @@ class Distribution:
         return max(int(np.floor(-np.log2(max(shares)))), 0)
 
 
-def distribution(name: str, kind: str, codes: np.ndarray, fmt: Fixed, axis: int, rounded: bool) -> Distribution:
+def distribution(
+    name: str,
+    kind: str,
+    codes: np.ndarray,
+    fmt: Fixed,
+    axis: int,
+    rounded: bool,
+    unit: float = 1.0,
+    ends: tuple[int, int] | None = None,
+) -> Distribution:
     """Describes codes.
 
     Args:
@@ -74,10 +83,12 @@ def distribution(name: str, kind: str, codes: np.ndarray, fmt: Fixed, axis: int,
         fmt: Their format.
         axis: Channel axis.
         rounded: Whether the format rounded them, so that a code at a rail may have saturated.
+        unit: The real scale of a tensor of plain integers that has one.
+        ends: The codes at which it saturates, where they are not the format's rails.
     """
-    values = dequantize(codes, fmt, axis).astype(np.float64)
-    lows, highs = (np.asarray(rail) for rail in fmt.channel_rails())
-    scale = np.ldexp(1.0, -np.asarray(fmt.fracs))
+    values = dequantize(codes, fmt, axis).astype(np.float64) * unit
+    lows, highs = (np.asarray([end]) for end in ends) if ends else (np.asarray(r) for r in fmt.channel_rails())
+    scale = np.ldexp(unit, -np.asarray(fmt.fracs))
     rails = float((lows * scale).min()), float((highs * scale).max())
     at_rails = None
     if rounded and fmt.overflow != "WRAP" and not fmt.bipolar:
@@ -133,12 +144,12 @@ def distributions(
     rounding = {call.outputs[0] for call in graph.nodes if call.epilogue is not None}
     made = []
     for index, name in enumerate(graph.inputs):
-        made.append(_tensor(graph.tensors[name], f"input {graph.input_names[index]}", parts[name], True))
+        made.append(_input(graph, index, parts[name]))
     for call in graph.nodes:
         name = call.outputs[0]
         kind = f"{call.op.name}, {'rounded' if name in rounding else 'exact'}"
         rounded = name in rounding or call.op.name in ("Requantize", "Table", "Softmax")
-        made.append(_tensor(graph.tensors[name], kind, parts[name], rounded, call.name))
+        made.append(_tensor(graph.tensors[name], kind, parts[name], rounded, call.name, _unit(graph, name)))
     return made, _weights(graph)
 
 
@@ -171,9 +182,33 @@ def _narrow(codes: np.ndarray) -> np.ndarray:
     return codes.astype(kind)
 
 
-def _tensor(tensor: Tensor, kind: str, parts: list[np.ndarray], rounded: bool, name: str = "") -> Distribution:
+def _unit(graph: Graph, tensor: str) -> float:
+    """What a code of an output is worth beyond its format."""
+    names = [name for name, output in zip(graph.output_names, graph.outputs, strict=True) if output == tensor]
+    scale = graph.scale(names[0]) if names else None
+    return 1.0 if scale is None else float(scale)
+
+
+def _input(graph: Graph, index: int, parts: list[np.ndarray]) -> Distribution:
+    tensor, name = graph.input_type(index), graph.input_names[index]
+    scale = graph.scale(name)
+    if scale is None:
+        return _tensor(tensor, f"input {name}", parts, True)
+    return _tensor(tensor, f"input {name}", parts, True, unit=float(scale), ends=(tensor.lo, tensor.hi))
+
+
+def _tensor(
+    tensor: Tensor,
+    kind: str,
+    parts: list[np.ndarray],
+    rounded: bool,
+    name: str = "",
+    unit: float = 1.0,
+    ends: tuple[int, int] | None = None,
+) -> Distribution:
     codes = np.concatenate(parts).astype(np.int64)
-    return distribution(name or tensor.name, kind, codes, tensor.format, min(1, codes.ndim - 1), rounded)
+    axis = min(1, codes.ndim - 1)
+    return distribution(name or tensor.name, kind, codes, tensor.format, axis, rounded, unit, ends)
 
 
 def _weights(graph: Graph) -> list[Distribution]:

@@ -11,7 +11,7 @@ from edgemat.errors import FormatError
 from edgemat.formats import Fixed
 from edgemat.lower.graph import Graph
 from edgemat.op import Tensor
-from edgemat.ops.boundary import Quantize, real_scale
+from edgemat.ops.boundary import Quantize
 
 Arrays = np.ndarray | Mapping[str, np.ndarray]
 
@@ -107,15 +107,14 @@ def input_values(graph: Graph, index: int, codes: np.ndarray) -> np.ndarray:
 
 def output_scale(graph: Graph, index: int) -> np.float32 | None:
     """The real scale of output `index`, or None where its format says what a code is worth."""
-    call = graph.dequantizers.get(graph.output_names[index])
-    return None if call is None else real_scale(call)
+    return graph.scale(graph.output_names[index])
 
 
 def output_values(graph: Graph, index: int, codes: np.ndarray) -> np.ndarray:
     """Values of codes of output `index`, in any carrier, as the file's own Dequantize makes them."""
-    call = graph.dequantizers.get(graph.output_names[index])
-    if call is None or output_scale(graph, index) is None:
+    if output_scale(graph, index) is None:
         return formats.dequantize(codes, graph.output_type(index).format)
+    call = graph.dequantizers[graph.output_names[index]]
     return call.op.compute(call, codes)
 
 

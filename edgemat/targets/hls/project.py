@@ -19,12 +19,13 @@ import numpy as np
 import edgemat
 from edgemat.errors import EdgematError
 from edgemat.targets.destination import write_project
-from edgemat.targets.hls.config import Config, ConstantArray
+from edgemat.targets.hls.config import Config, ConstantArray, integer
 from edgemat.targets.hls.design import COMPLETE_ELEMENTS, REGISTER_PORT_BITS, Design, make_design
 from edgemat.targets.hls.plan import Plan, load_plan
 from edgemat.targets.hls.process import Channel
 from edgemat.targets.hls.vectors import encode, sample_vectors
 from edgemat.targets.layout import Network, to_native
+from edgemat.targets.scales import scale_literal
 from edgemat.targets.templates import render
 
 MARKER = "parameters.hpp"
@@ -52,6 +53,14 @@ class PortText:
     fracs: str
     frac_count: int
     widths: str
+    scale: str = ""
+    low: str = ""
+    high: str = ""
+
+    @property
+    def worth(self) -> str:
+        """What a code is worth where its format does not say so."""
+        return f"; value = code * {self.scale}, codes {self.low} to {self.high}" if self.scale else ""
 
 
 @dataclass(frozen=True)
@@ -184,6 +193,8 @@ class Project:
     def _port(self, channel: Channel, index: int, count: int) -> PortText:
         tensor, kind = channel.tensor, channel.port
         fmt = tensor.format
+        graph = self.design.network.graph
+        names = getattr(graph, f"{kind}_names", None) or getattr(graph, f"{kind}s")
         beat = f"edgemat::vec<{channel.element}, {channel.lanes}>"
         if self.port_kind == "axis_last":
             beat = f"edgemat::axis_word<{-(-channel.width // 8) * 8}>::type"
@@ -203,6 +214,9 @@ class Project:
             ", ".join(map(str, fmt.fracs)),
             len(fmt.fracs),
             ", ".join(map(str, fmt.widths or ())),
+            scale_literal(graph, names[index]),
+            integer(tensor.lo),
+            integer(tensor.hi),
         )
 
     def _parameter(self, port: PortText) -> str:

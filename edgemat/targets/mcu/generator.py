@@ -33,6 +33,7 @@ from edgemat.targets.mcu.library import (
 from edgemat.targets.mcu.storage import ConstantArray, c_type, literal, size_of, storage
 from edgemat.targets.mcu.ternary import state_packing
 from edgemat.targets.mcu.variants import KERNELS, KernelCall, Variant, plan_calls
+from edgemat.targets.scales import scale_literal
 
 _LOCALS = ("model", "arena", "results", "samples", "count", "arguments", "differ", "i", "status", "values", "codes")
 
@@ -85,8 +86,8 @@ def _is_index(kind: str, tensor: NativeTensor) -> bool:
     return kind == "input" and (tensor.lo, tensor.hi) != tensor.format.rails
 
 
-def _range_remark(kind: str, tensor: NativeTensor) -> str:
-    if _is_index(kind, tensor):
+def _range_remark(tensor: NativeTensor, index: bool) -> str:
+    if index:
         return f", EM_ERROR_RANGE for an index beyond {tensor.hi}"
     return ", EM_ERROR_RANGE for infinities" if tensor.format.overflow == "WRAP" else ""
 
@@ -146,6 +147,11 @@ class _Planner:
             verb = "quantize" if kind == "input" else "dequantize"
             low, high = fmt.rails
             lowest, highest = (tuple(map(literal, rail.tolist())) for rail in fmt.channel_rails())
+            scale = scale_literal(self.network.graph, name)
+            if scale:
+                low, high = tensor.lo, tensor.hi
+                lowest, highest = (literal(low),), (literal(high),)
+            index = not scale and _is_index(kind, tensor)
             element = storage(fmt)
             made.append(
                 Port(
@@ -156,10 +162,10 @@ class _Planner:
                     signed=int(fmt.signed), y_min=literal(low), y_max=literal(high), lowest=lowest, highest=highest,
                     fracs=fmt.fracs,
                     frac_name=f"{prefix}_frac_bits", frac_linkage="" if len(fmt.fracs) > 1 else "static ",
-                    real_format_name=f"{prefix}_real", real_type="float" if fmt.width <= 24 else "double",
+                    real_format_name=f"{prefix}_real", real_type="float" if scale or fmt.width <= 24 else "double",
                     rounding=f"EM_{fmt.rounding}", overflow=f"EM_{fmt.overflow.replace('SAT_SYM', 'SAT')}",
-                    range_remark=_range_remark(kind, tensor),
-                    limit=literal(tensor.hi) if _is_index(kind, tensor) else "",
+                    range_remark=_range_remark(tensor, index), limit=literal(tensor.hi) if index else "",
+                    scale=scale,
                 )
             )  # fmt: skip
         return tuple(made)

@@ -78,6 +78,7 @@ class Port:
     overflow: str
     range_remark: str
     limit: str = ""
+    scale: str = ""
 
     @property
     def rail_step(self) -> int:

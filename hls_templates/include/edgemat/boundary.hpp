@@ -55,6 +55,30 @@ bool quantize_code(float value, int frac_bits, T& code, int bits = code_traits<T
     return true;
 }
 
+// code = clip(round_half_even(value / scale), low, high), divided in float32 as ONNX's QuantizeLinear does.
+template <class T>
+bool quantize_scaled(const float* values, T* codes, int size, float scale, int low, int high) {
+    bool all = true;
+    for (int i = 0; i < size; i++) {
+        const float ratio = values[i] / scale;
+        const float clipped = ratio < static_cast<float>(low)    ? static_cast<float>(low)
+                              : ratio > static_cast<float>(high) ? static_cast<float>(high)
+                                                                 : ratio;
+        ap_int<32> code = 0;
+        all = quantize_code<RND_CONV, SAT>(clipped, 0, code) && all;
+        codes[i] = T(code);
+    }
+    return all;
+}
+
+template <class T>
+void dequantize_scaled(const T* codes, double* values, int size, float scale) {
+    for (int i = 0; i < size; i++) {
+        const float value = static_cast<float>(codes[i].to_int64()) * scale;
+        values[i] = static_cast<double>(value);
+    }
+}
+
 // Channels last: element i has the binary point i % frac_count, and so the width where `widths` is given.
 template <int ROUNDING, int OVERFLOW, class T>
 bool quantize_codes(const float* values, T* codes, int size, const int* frac_bits, int frac_count,

@@ -49,6 +49,43 @@ EM_INLINE em_status em_quantize_f32(float value, int32_t channel, const em_real_
     return EM_OK;
 }
 
+/* The code of value / scale, divided in float32, then rounded half to even and clipped to y_min .. y_max:
+ * what ONNX's QuantizeLinear does, in integers. scale is positive and normal. The quotient of two
+ * significands of 24 bits is cut behind 25 or 26 bits and rounded to 24; it is never a tie there, as a tie
+ * times the divisor would take more than 24 bits. Below float32's normal range and beyond its end, every
+ * rounding gives the same code. */
+EM_INLINE em_status em_quantize_scaled_f32(float value, float scale, const em_real_format* f, int64_t* code) {
+    uint32_t bits, unit;
+    memcpy(&bits, &value, sizeof bits);
+    memcpy(&unit, &scale, sizeof unit);
+    int exponent = (int)((bits >> 23) & 0xFFu);
+    uint32_t m = bits & 0x7FFFFFu;
+    const int negative = (bits >> 31) != 0;
+    if (exponent == 255) {
+        *code = negative ? f->y_min[0] : f->y_max[0];
+        return m != 0 ? EM_ERROR_NAN : EM_OK;
+    }
+    if (exponent == 0 && m == 0) {
+        *code = em_requantize_s64(0, 0, f->y_min[0], f->y_max[0], EM_SHIFT_NONE, EM_TRN, EM_SAT, 0);
+        return EM_OK;
+    }
+    m |= exponent == 0 ? 0u : 0x800000u;
+    exponent = exponent == 0 ? 1 : exponent;
+    while (m < 0x800000u) {
+        m <<= 1;
+        --exponent;
+    }
+    const uint32_t divisor = (unit & 0x7FFFFFu) | 0x800000u;
+    const uint64_t q = ((uint64_t)m << 25) / divisor;
+    const int drop = q >> 25 != 0 ? 2 : 1;
+    const int64_t rounded = (int64_t)((q + ((uint64_t)1 << (drop - 1))) >> drop);
+    int shift = 25 - drop - (exponent - (int)((unit >> 23) & 0xFFu));
+    shift = shift > 62 ? 62 : shift < -63 ? -63 : shift;
+    *code = em_requantize_s64(negative ? -rounded : rounded, shift, f->y_min[0], f->y_max[0], EM_SHIFT_ANY,
+                              EM_RND_CONV, EM_SAT, 0);
+    return EM_OK;
+}
+
 /* code * 2**-frac; exact for codes of at most 53 bits. */
 EM_INLINE double em_dequantize_f64(int64_t code, int frac) {
     const uint64_t bits = (uint64_t)(1023 - frac) << 52;
