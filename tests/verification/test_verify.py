@@ -42,6 +42,20 @@ def test_backend_is_exact(small, name):
     assert report.overflow_proved
 
 
+def test_a_file_that_computes_something_else_is_seen_beside_a_simulator_that_does_not(small, monkeypatch):
+    """onnx is the file under onnxruntime and the Simulator: either alone is enough to differ."""
+    _, path, x = small
+    honest = rooms.shown_codes
+    monkeypatch.setattr(
+        rooms, "shown_codes", lambda g, found: {n: c ^ (c == c.max()) for n, c in honest(g, found).items()}
+    )
+    assert not edgemat.verify(path, x.numpy(), backends=("onnx",)).ok
+    monkeypatch.undo()
+    codes = rooms.Simulator.codes
+    monkeypatch.setattr(rooms.Simulator, "codes", lambda self, x, codes=False, f=codes: f(self, x, codes) ^ 1)
+    assert not edgemat.verify(path, x.numpy(), backends=("onnx",)).ok
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", BACKENDS)
 def test_every_mutation_is_caught(small, name, kind, monkeypatch):
