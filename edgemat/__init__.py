@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from edgemat import nn
+    from edgemat import brevitas, nn
     from edgemat.errors import (
         EdgematError,
         FormatError,
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         UnsupportedOpError,
     )
     from edgemat.exporting import export
+    from edgemat.foreign.importing import ImportRefused, import_onnx
     from edgemat.foreign.qonnx_writer import to_qonnx
     from edgemat.formats import Fixed
     from edgemat.lower import to_onnx
@@ -54,6 +55,7 @@ _HOMES = {
     "FormatError": "edgemat.errors",
     "FormatHistory": "edgemat.nn.history",
     "Front": "edgemat.nn.cost",
+    "ImportRefused": "edgemat.foreign.importing",
     "LoweringError": "edgemat.errors",
     "OscillationTracker": "edgemat.nn.training",
     "ParityError": "edgemat.errors",
@@ -69,6 +71,7 @@ _HOMES = {
     "cost_table": "edgemat.nn.cost",
     "export": "edgemat.exporting",
     "freeze_batch_norm": "edgemat.nn.training",
+    "import_onnx": "edgemat.foreign.importing",
     "load_float": "edgemat.nn.training",
     "ompq": "edgemat.nn.training",
     "parameter_groups": "edgemat.nn.training",
@@ -89,6 +92,7 @@ __all__ = [
     "FormatError",
     "FormatHistory",
     "Front",
+    "ImportRefused",
     "LoweringError",
     "OscillationTracker",
     "ParityError",
@@ -99,11 +103,13 @@ __all__ = [
     "ToolchainError",
     "UnsupportedOpError",
     "accumulator_penalty",
+    "brevitas",
     "calibrate",
     "cost",
     "cost_table",
     "export",
     "freeze_batch_norm",
+    "import_onnx",
     "load_float",
     "nn",
     "ompq",
@@ -118,8 +124,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name == "nn":
-        return importlib.import_module("edgemat.nn")
+    if name in ("brevitas", "nn"):
+        return importlib.import_module(f"edgemat.{name}")
     home = _HOMES.get(name)
     if home is None:
         raise AttributeError(f"module 'edgemat' has no attribute {name!r}")

@@ -37,21 +37,22 @@ DOWN = {
     "nn": BOTTOM | {"ops", "recipe"},
     "lower": BOTTOM | {"ops", "recipe", "nn"},  # nn from functions only: importing lower stays light
     "foreign": BOTTOM | {"ops", "lower"},
+    "brevitas": BOTTOM | {"nn", "lower", "foreign"},
     "sim": BOTTOM | {"ops", "lower"},
     "targets": BOTTOM | {"ops", "lower"},
     "report": BOTTOM | {"ops", "lower", "targets", "sim"},
     "exporting": BOTTOM | {"ops", "lower", "targets", "foreign"},
-    "verification": BOTTOM | {"ops", "lower", "targets", "sim"},
+    "verification": BOTTOM | {"ops", "lower", "targets", "sim", "foreign"},
     "lightning": BOTTOM | {"nn", "recipe", "exporting", "verification", "lower", "sim", "report", ""},
     "demo": BOTTOM | {"nn", "recipe", "exporting", "verification", "lower", "sim", "report", "targets", ""},
-    "cli": BOTTOM | {"demo", "exporting", "verification", "sim", "report", "targets", ""},
+    "cli": BOTTOM | {"demo", "exporting", "verification", "sim", "report", "targets", "lower", "foreign", ""},
     "__main__": {"cli"},
 }
 # Which files may name these at module level. torch anywhere else would make reading a file slow.
 OUTSIDE = {
-    "torch": ("nn/", "lightning/", "lower/from_torch.py"),
+    "torch": ("nn/", "lightning/", "brevitas/", "lower/from_torch.py"),
     "lightning": ("lightning/",),
-    "brevitas": (),
+    "brevitas": ("brevitas/quantisers.py",),
     "sklearn": (),
     "unicorn": ("targets/mcu/unicorn_process.py",),
 }

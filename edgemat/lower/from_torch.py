@@ -74,14 +74,14 @@ def lowered(
 
     if not isinstance(module, torch.nn.Module):
         raise LoweringError(f"to_onnx got a {type(module).__name__}, expected a torch.nn.Module")
-    example = _two_samples(example_input)
+    example = two_samples(example_input)
     prepared = prepare_export(module, defer=data is not None)
     if isinstance(example, dict):
         # The exporter pairs keyword arguments with inputs by position: those of `forward`.
         places = {name: place for place, name in enumerate(inspect.signature(prepared.forward).parameters)}
         example = dict(sorted(example.items(), key=lambda item: places.get(item[0], len(places))))
     try:
-        source, names = _exported(prepared, example)
+        source, names = traced(prepared, example)
         imp = Importer(_legal(name or network_name(module)), deferred_codes(prepared), data)
         return _lowered(imp, source, names)
     except EdgematError as error:
@@ -142,7 +142,7 @@ def _legal(name: str) -> str:
     return kept or "model"
 
 
-def _two_samples(example: Example) -> tuple[torch.Tensor, ...] | dict[str, torch.Tensor]:
+def two_samples(example: Example) -> tuple[torch.Tensor, ...] | dict[str, torch.Tensor]:
     """At least two samples, so that tracing cannot take the batch for a constant 1."""
 
     def widen(tensor: Any, label: str) -> torch.Tensor:
@@ -201,7 +201,7 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _exported(
+def traced(
     module: torch.nn.Module, example: tuple[torch.Tensor, ...] | dict[str, torch.Tensor]
 ) -> tuple[ir.Model, list[str]]:
     """The exporter's model and the names of its outputs."""

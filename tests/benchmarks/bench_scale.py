@@ -111,14 +111,14 @@ def lower(size: Size, path: str) -> dict[str, Any]:
     module = held[0]
     made["calibrate"] = measured(lambda: calibrate(module, size))
     made["parameters"] = sum(parameter.numel() for parameter in module.parameters())
-    tracing, traced = from_torch._exported, []
+    tracing, traced = from_torch.traced, []
 
     def timed(*arguments: Any) -> Any:
         found: list[Any] = []
         traced.append(measured(lambda: found.append(tracing(*arguments))))
         return found[0]
 
-    from_torch._exported = timed
+    from_torch.traced = timed
     made["lower"] = measured(lambda: edgemat.to_onnx(module, example, path, external_data=True))
     made["trace"] = traced[0]
     files = [file for file in Path(path).parent.iterdir() if file.name.startswith(Path(path).name)]
