@@ -25,7 +25,10 @@ from edgemat.errors import EdgematError, ParityError
 if TYPE_CHECKING:
     import numpy as np
 
+    from edgemat.lower.graph import Graph
+
     Arrays = np.ndarray | dict[str, np.ndarray]
+    Formats = tuple[tuple[str, str], ...]
 
 EXIT_ERROR = 1
 EXIT_MISMATCH = 3
@@ -69,9 +72,30 @@ class BackendList(click.ParamType):
         return names
 
 
+class InputFormat(click.ParamType):
+    """``NAME=FORMAT``: the number format of a float input."""
+
+    name = "name=format"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Split at the last equals sign: names may hold others."""
+        name, _, text = value.rpartition("=")
+        if not name or not text:
+            self.fail(f"{value!r} is no NAME=FORMAT, such as x=ufixed<8,0>.", param, ctx)
+        return name, text
+
+
 MODEL = click.argument("model", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 CODES = click.option("--codes", is_flag=True, help="Arrays hold integer codes, not real values.")
+INPUT = click.option(
+    "--input",
+    "formats",
+    type=InputFormat(),
+    multiple=True,
+    help="Foreign file: format of a float input that no quantiser states.",
+)
+STRICT = click.option("--strict", is_flag=True, help="Foreign file: refuse nodes that are not exact.")
 TARGET = click.Choice(["hls", "mcu"])
 
 
@@ -79,6 +103,38 @@ TARGET = click.Choice(["hls", "mcu"])
 @click.version_option(edgemat.__version__, prog_name="edgemat", message="%(prog)s %(version)s")
 def cli() -> None:
     """One trained network, the same bits on FPGA and microcontroller."""
+
+
+@cli.command(name="import")
+@MODEL
+@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), required=True, help="Lowered file.")
+@INPUT
+@STRICT
+@click.option("--report", "as_table", is_flag=True, help="Show each node: taken, folded or refused, and why.")
+@JSON
+def import_(model: Path, output: Path, formats: Formats, strict: bool, as_table: bool, as_json: bool) -> None:
+    """Bring a foreign ONNX file into the lowered form.
+
+    MODEL is a quantised network of another tool: QONNX, QDQ or QOperator. Either every node is taken with exact
+    integers, or all refusals are shown at once, with --report beside what became of the other nodes.
+    """
+    from edgemat.foreign.importing import ImportRefused
+
+    if output.exists() and output.samefile(model):
+        raise EdgematError(
+            f"the lowered file would replace {output}, which it is made from; name another file after -o"
+        )
+    try:
+        made = edgemat.import_onnx(model, output, inputs=dict(formats), strict=strict)
+    except ImportRefused as error:
+        if as_table or as_json:
+            _show(error.report, as_json)
+        raise
+    if as_table or as_json:
+        _show(made, as_json)
+    else:
+        click.echo(made.summary())
+        click.echo(output)
 
 
 @cli.command()
@@ -106,8 +162,13 @@ def cli() -> None:
     help="mcu: bits a ternary weight takes in flash.  [default: auto, the faster one]",
 )
 @click.option("--batch", type=click.IntRange(min=1), help="qonnx: samples of one run.  [default: 1]")
-def export(model: Path, target: str, output: Path, **options: Any) -> None:
-    """Write a target's project or file for a lowered MODEL."""
+@INPUT
+@STRICT
+def export(model: Path, target: str, output: Path, formats: Formats, strict: bool, **options: Any) -> None:
+    """Write a target's project or file for MODEL.
+
+    MODEL is a lowered file, or a foreign one (QONNX, QDQ, QOperator), which is imported on the way.
+    """
     given = {name: value for name, value in options.items() if value is not None}
     takers = {"products": ("hls", "mcu"), "ternary_packing": ("mcu",), "batch": ("qonnx",)}  # all others: hls
     for name in given:
@@ -119,7 +180,7 @@ def export(model: Path, target: str, output: Path, **options: Any) -> None:
             )
     if "reuse" in given and "plan" in given:
         raise click.UsageError("--reuse and --plan exclude each other; write the reuse factors into the plan.")
-    edgemat.export(model, target=target, output=output, **given)
+    edgemat.export(_opened(model, formats, strict), target=target, output=output, **given)
     click.echo(output)
 
 
@@ -129,15 +190,19 @@ def export(model: Path, target: str, output: Path, **options: Any) -> None:
 @click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), required=True, help=".npy or .npz")
 @CODES
 @click.option("--sequence", is_flag=True, help="The first axis of --inputs counts steps; the model keeps its states.")
-def simulate(model: Path, inputs: Arrays, output: Path, codes: bool, sequence: bool) -> None:
+@INPUT
+@STRICT
+def simulate(
+    model: Path, inputs: Arrays, output: Path, codes: bool, sequence: bool, formats: Formats, strict: bool
+) -> None:
     """Compute a model's outputs, bit-exactly.
 
-    MODEL is a lowered file; the outputs are those of the hardware, to the bit. A file with recurrent states is one
-    step: with --sequence it runs once for each entry of the first axis.
+    MODEL is a lowered file, or a foreign one, which is imported on the way; the outputs are those of the hardware, to
+    the bit. A file with recurrent states is one step: with --sequence it runs once for each entry of the first axis.
     """
     if output.exists() and output.samefile(model):
         raise EdgematError(f"the outputs would replace the model {output}; name another file after -o")
-    simulator = edgemat.Simulator(model)
+    simulator = edgemat.Simulator(_opened(model, formats, strict))
     result = simulator.run_sequence(inputs, codes=codes) if sequence else simulator(inputs, codes=codes)
     _save(output, result)
     click.echo(output)
@@ -152,6 +217,8 @@ def simulate(model: Path, inputs: Arrays, output: Path, codes: bool, sequence: b
 @click.option("--backends", type=BackendList(), help=f"Any of {', '.join(BACKENDS)}, separated by commas.")
 @CODES
 @JSON
+@INPUT
+@STRICT
 def verify(
     model: Path,
     inputs: Arrays | None,
@@ -161,19 +228,21 @@ def verify(
     backends: tuple[str, ...] | None,
     codes: bool,
     as_json: bool,
+    formats: Formats,
+    strict: bool,
 ) -> None:
     """Compare the integers of every backend.
 
-    MODEL is a lowered file. Exit code 3 when a backend differs from the reference. A file with recurrent states is run
-    on sequences: --samples of them with --steps each (default 4 and 256), or --inputs [steps, samples, ...]. Corner
-    sequences run beside them, no longer than they are.
+    MODEL is a lowered file, or a foreign one, which is imported on the way. Exit code 3 when a backend differs from the
+    reference. A file with recurrent states is run on sequences: --samples of them with --steps each (default 4 and
+    256), or --inputs [steps, samples, ...]. Corner sequences run beside them, no longer than they are.
     """
     if inputs is not None and (samples is not None or steps is not None):
         raise click.UsageError("--inputs excludes --samples and --steps.")
     if codes and inputs is None:
         raise click.UsageError("--codes says what --inputs holds; give --inputs.")
     drawn: dict[str, Any] = {"samples": samples, "steps": steps, "corner_steps": corner_steps}
-    report = edgemat.verify(model, inputs=inputs, backends=backends, codes=codes, **drawn)
+    report = edgemat.verify(_opened(model, formats, strict), inputs=inputs, backends=backends, codes=codes, **drawn)
     _show(report, as_json)
     if not report.ok:
         sys.exit(EXIT_MISMATCH)
@@ -183,15 +252,17 @@ def verify(
 @MODEL
 @click.option("--target", type=TARGET, help="Add the target's modelled cost.")
 @JSON
-def inspect(model: Path, target: str | None, as_json: bool) -> None:
+@INPUT
+@STRICT
+def inspect(model: Path, target: str | None, as_json: bool, formats: Formats, strict: bool) -> None:
     """Show formats, ranges, proof and cost.
 
-    For each node of the lowered MODEL: formats, ranges, accumulator widths, multiplies, weight bits and, with
-    --target, the modelled cost; and the proof that no accumulator can overflow.
+    For each node of MODEL (lowered, or foreign and imported on the way): formats, ranges, accumulator widths,
+    multiplies, weight bits and, with --target, the modelled cost; and the proof that no accumulator can overflow.
     """
     from edgemat.report import inspect as describe
 
-    _show(describe(model, target=target), as_json)
+    _show(describe(_opened(model, formats, strict), target=target), as_json)
 
 
 @cli.command()
@@ -201,22 +272,35 @@ def inspect(model: Path, target: str | None, as_json: bool) -> None:
 @CODES
 @click.option("--history", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Formats over time.")
 @click.option("--front", type=click.Path(exists=True, path_type=Path), help="front.json of an edgemat.Front.")
+@INPUT
+@STRICT
 def report(
-    model: Path, output: Path, inputs: Arrays | None, codes: bool, history: Path | None, front: Path | None
+    model: Path,
+    output: Path,
+    inputs: Arrays | None,
+    codes: bool,
+    history: Path | None,
+    front: Path | None,
+    formats: Formats,
+    strict: bool,
 ) -> None:
     """Show values, formats, training and cost on one HTML page.
 
-    MODEL is a lowered file, or a checkpoint of a training (formats and weights). The page loads nothing from anywhere.
+    MODEL is a lowered file, a foreign one, which is imported on the way, or a checkpoint of a training (formats and
+    weights). The page loads nothing from anywhere.
     --history takes what edgemat.FormatHistory saved or a CSV logger's metrics.csv.
     """
     from edgemat.report import write_report
 
     if codes and inputs is None:
         raise click.UsageError("--codes says what --inputs holds; give --inputs.")
+    if output.exists() and output.samefile(model):
+        raise EdgematError(f"the report would replace {output}, which it is made from; choose another output")
+    opened = _opened(model, formats, strict)
     with warnings.catch_warnings(record=True) as noticed:
         warnings.simplefilter("ignore")
         warnings.simplefilter("always", RuntimeWarning)
-        written = write_report(model, output, inputs, codes, history, front)
+        written = write_report(opened, output, inputs, codes, history, front)
     for warning in noticed:
         click.echo(f"edgemat: warning: {warning.message}", err=True)
     click.echo(written)
@@ -252,6 +336,16 @@ def headers() -> None:
     from edgemat.targets.apheaders import fetch_ap_headers
 
     click.echo(fetch_ap_headers())
+
+
+def _opened(path: Path, formats: Formats, strict: bool) -> Path | Graph:
+    """The path of a lowered file as it is, a foreign file imported; says on stderr what the import did."""
+    from edgemat.foreign.opening import open_model
+
+    opened = open_model(path, inputs=dict(formats), strict=strict)
+    if opened.report is not None:
+        click.echo(opened.report.summary(), err=True)
+    return opened.model
 
 
 def _show(report: Any, as_json: bool) -> None:

@@ -20,7 +20,7 @@ import edgemat
 from edgemat import cli
 from edgemat.errors import LoweringError, ParityError
 
-COMMANDS = ("demo", "export", "headers", "inspect", "ops", "report", "simulate", "verify")
+COMMANDS = ("demo", "export", "headers", "import", "inspect", "ops", "report", "simulate", "verify")
 
 
 @dataclass

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from edgemat.errors import EdgematError, LoweringError
 from edgemat.foreign.outputs import close
-from edgemat.foreign.report import ImportReport
+from edgemat.foreign.report import REFUSED, ImportReport, Row
 from edgemat.foreign.source import Source, load
 from edgemat.foreign.translator import Translator
 from edgemat.formats import Fixed
@@ -79,6 +79,7 @@ def imported(
             close(tr, value)
         except EdgematError as error:
             refusals.append(str(error))
+            report.rows.append(Row(value.name or "output", "graph output", REFUSED, str(error)))
     if strict:
         refusals += [f"node {row.node!r} ({row.op}) {row.fidelity}, and --strict is set" for row in report.inexact]
     if refusals:

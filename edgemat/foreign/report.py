@@ -57,12 +57,24 @@ class ImportReport:
         """Nodes whose integers differ from the file's own arithmetic for some codes."""
         return [row for row in self.rows if row.fidelity not in ("", "exact")]
 
+    @property
+    def counts(self) -> dict[str, int]:
+        """Nodes by fate."""
+        return {fate: sum(row.fate == fate for row in self.rows) for fate in (TAKEN, FOLDED, REFUSED, BEHIND)}
+
+    def summary(self) -> str:
+        """A line of counts, a line for each node that is not exact, and the notes."""
+        counted = ", ".join(f"{count} {fate}" for fate, count in self.counts.items() if count)
+        nodes = "1 node" if len(self.rows) == 1 else f"{len(self.rows)} nodes"
+        exact = "" if self.refused else f", {len(self.inexact)} not exact" if self.inexact else ", all exact"
+        inexact = (f"{row.node} ({row.op}) {row.fidelity}" for row in self.inexact)
+        return "\n".join((f"{self.source}: {nodes}, {counted or 'none'}{exact}", *inexact, *self.notes))
+
     def to_dict(self) -> dict[str, Any]:
         """The JSON form."""
-        counts = {fate: sum(row.fate == fate for row in self.rows) for fate in (TAKEN, FOLDED, REFUSED, BEHIND)}
         return {
             "source": self.source,
-            "nodes": counts,
+            "nodes": self.counts,
             "rows": [asdict(row) for row in self.rows],
             "notes": self.notes,
         }

@@ -32,7 +32,7 @@ _LEGEND = 40
 
 
 def write_report(
-    model: str | os.PathLike[str],
+    model: str | os.PathLike[str] | Graph,
     output: str | os.PathLike[str],
     inputs: Arrays | None = None,
     codes: bool = False,
@@ -42,7 +42,8 @@ def write_report(
     """Writes the report, under a temporary name first.
 
     Args:
-        model: A lowered file, or a checkpoint of a training (which has formats and weights, but no graph).
+        model: A lowered file, or one that `edgemat.lower.read` has read, or a checkpoint of a training (which has
+            formats and weights, but no graph).
         output: HTML file to write.
         inputs: Samples for the histograms of a lowered file; None generates some over the whole input formats.
         codes: Whether `inputs` are codes.
@@ -58,23 +59,25 @@ def write_report(
     Warns:
         RuntimeWarning: for infinities among the inputs, which saturate; the page says so, too.
     """
-    model, output = Path(model), Path(output)
-    for source in (model, history, front, None if front is None else Path(front) / "front.json"):
+    output = Path(output)
+    file = None if isinstance(model, Graph) else Path(model)
+    for source in (file, history, front, None if front is None else Path(front) / "front.json"):
         if source is not None and output.exists() and Path(source).exists() and output.samefile(source):
             raise EdgematError(f"the report would replace {output}, which it is made from; choose another output")
     series: Sequence[Series] = () if history is None else read_history(history)
     points = [] if front is None else read_front(front)
-    if is_checkpoint(model):
+    if file is not None and is_checkpoint(file):
         if inputs is not None:
-            raise EdgematError(f"{model} is a checkpoint, which cannot be run; give inputs with a lowered file only")
-        page = _checkpoint_page(read_checkpoint(model), model.name)
+            raise EdgematError(f"{file} is a checkpoint, which cannot be run; give inputs with a lowered file only")
+        page = _checkpoint_page(read_checkpoint(file), file.name)
         series = series or page.pop("series")
     else:
-        page = _graph_page(read(model), inputs, codes)
+        graph = model if isinstance(model, Graph) else read(model)
+        page = _graph_page(graph, inputs, codes)
     page.pop("series", None)
     for warning in page.get("warnings", ()):
         warnings.warn(warning, RuntimeWarning, stacklevel=2)
-    page |= {"file": model.name, "training": _training(series), "front": _front(points)}
+    page |= {"file": graph.name if file is None else file.name, "training": _training(series), "front": _front(points)}
     return _write(output, _environment().get_template("report.html").render(page))
 
 
