@@ -7,11 +7,15 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
+from edgemat.body import Coded
 from edgemat.errors import LoweringError
 from edgemat.op import REAL, Call, Tensor
 from edgemat.ops import BY_NAME
 from edgemat.ops.boundary import MAX_SCALED
 from edgemat.ops.cases import tensor
+from edgemat.sim.carriers import SINGLE, FusedBody
+from edgemat.sim.rewrites.quantize_input import quantize_input
+from edgemat.sim.session import open_session
 from tests.core.test_ops_contract import run_body
 
 SCALES = [1.0, 0.1, 0.0078125, 0.003921569, 1 / 3, 7.3e-05, 21.7, 2.0**-126, 8.1e31, 1.9999999]
@@ -88,6 +92,24 @@ def test_codes_are_those_of_a_float32_division(fmt: str, scale: float) -> None:
         at_hand = float(values[0, at])
         assert expected[0, at] == oracle(at_hand, np.float32(scale), call.y[0].lo, call.y[0].hi), at_hand
     assert (expected.min(), expected.max()) == (call.y[0].lo, call.y[0].hi)
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("fmt", [fmt for fmt in FORMATS if "<8" in fmt or "<9" in fmt])
+def test_the_simulator_quantises_into_bytes_as_the_file_does(fmt: str, scale: float) -> None:
+    call = quantizer(fmt, scale, 1)
+    values = awkward(call, scale)
+    call = quantizer(fmt, scale, values.shape[1])
+    body = FusedBody()
+    made = quantize_input(body, call, Coded(body.typed_input(call.y[0], "x", SINGLE), SINGLE))
+    assert made is not None and made.is_packed
+    packed, coded = made.packed(), made.coded()
+    body.result(Coded(packed.value, np.dtype(np.uint8)))
+    body.result(coded)
+    found = open_session(body.model("one"), threads=1).run(None, {"x": values})
+    expected = call.op.reference(call, values)
+    assert (found[0].astype(np.int64) - packed.offset == expected).all()
+    assert (found[1] == expected).all()
 
 
 def test_control_other_arithmetic_is_seen() -> None:
