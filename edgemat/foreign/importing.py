@@ -12,7 +12,7 @@ from edgemat.errors import EdgematError, LoweringError
 from edgemat.foreign.outputs import close
 from edgemat.foreign.report import REFUSED, ImportReport, Row
 from edgemat.foreign.source import Source, load
-from edgemat.foreign.translator import Translator
+from edgemat.foreign.translator import MALFORMED, Translator, malformed
 from edgemat.formats import Fixed
 from edgemat.lower.passes import simplify
 from edgemat.lower.writer import finish, write
@@ -74,12 +74,18 @@ def imported(
     tr = Translator(source, _legal(name), formats, HANDLERS)
     report = tr.run()
     refusals = [row.note for row in report.refused]
+
+    def refused(value: ir.Value, text: str) -> None:
+        refusals.append(text)
+        report.rows.append(Row(value.name or "output", "graph output", REFUSED, text))
+
     for value in source.graph.outputs:
         try:
             close(tr, value)
         except EdgematError as error:
-            refusals.append(str(error))
-            report.rows.append(Row(value.name or "output", "graph output", REFUSED, str(error)))
+            refused(value, str(error))
+        except MALFORMED as error:
+            refused(value, f"output {value.name!r}: {malformed(error)}; check the file with onnx.checker")
     if strict:
         refusals += [f"node {row.node!r} ({row.op}) {row.fidelity}, and --strict is set" for row in report.inexact]
     if refusals:
@@ -90,6 +96,11 @@ def imported(
         raise ImportRefused(f"{source.label} has no output", report)
     model = ir.Model(tr.bench.graph, ir_version=10)
     simplify(model)
+    unread = [value.name for value in model.graph.inputs if not value.uses()]
+    if unread:
+        raise ImportRefused(
+            f"no output depends on input {unread[0]!r} of {source.label}; remove it from the file", report
+        )
     finish(model)
     return model, report
 

@@ -130,8 +130,10 @@ def qonnx_quantiser(
     Raises:
         LoweringError: for a fractional zero point or width, a width over 32, or an unknown rounding mode.
     """
+    if np.size(bits) == 0 or np.size(zero_point) == 0 or not np.isfinite(zero_point).all():
+        raise LoweringError("a Quant has a bit width or a zero point that is no number, expected one integer each")
     width, zero = float(np.asarray(bits).reshape(-1)[0]), float(np.asarray(zero_point).reshape(-1)[0])
-    if np.unique(bits).size != 1 or width != int(width) or not 1 <= width <= 32:
+    if np.unique(bits).size != 1 or not 1 <= width <= 32 or width != int(width):
         raise LoweringError(f"a Quant has a bit width of {np.unique(bits).tolist()[:4]}, expected one integer up to 32")
     if np.unique(zero_point).size != 1 or zero != int(zero):
         raise LoweringError(f"a Quant has the zero point {np.unique(zero_point).tolist()[:4]}, expected one integer")
@@ -154,6 +156,8 @@ def onnx_quantiser(scale: np.ndarray, zero_point: np.ndarray | None) -> Quantise
         LoweringError: for zero points that differ by channel, or a type that is no integer.
     """
     zero = np.zeros((), np.uint8) if zero_point is None else np.asarray(zero_point)
+    if zero.size == 0:
+        raise LoweringError("a QuantizeLinear has an empty zero point, expected one integer")
     if zero.dtype.kind not in "iu" or zero.dtype.itemsize > 4:
         raise LoweringError(f"a QuantizeLinear has a zero point of type {zero.dtype}, expected int8 to int32")
     if np.unique(zero).size != 1:

@@ -122,3 +122,13 @@ def _check(proto: onnx.ModelProto, label: str) -> None:
             if name and name in names:
                 raise LoweringError(f"{label} defines the value {name!r} more than once")
             names.add(name)
+    names |= {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}
+    for node in graph.node:
+        for name in node.input:
+            if name and name not in names:
+                raise LoweringError(
+                    f"node {node.name!r} ({node.op_type}) reads {name[:80]!r}, which nothing computes; repair the file"
+                )
+    for value in graph.output:
+        if value.name not in names:
+            raise LoweringError(f"nothing computes the output {value.name[:80]!r}; repair the file")

@@ -28,6 +28,17 @@ from edgemat.op import Tensor
 
 Handler = Callable[["Translator", ir.Node], None]
 ONE = np.ones((), np.float32)
+MALFORMED = (ValueError, TypeError, KeyError, IndexError, ArithmeticError, AssertionError, AttributeError, MemoryError)
+MALFORMED += (RecursionError, NotImplementedError, RuntimeError)
+"""What reading a damaged node may raise: it is refused, as the lowered file's reader refuses what it cannot read."""
+
+
+def malformed(error: BaseException) -> str:
+    """The finding of a refusal."""
+    first = (str(error).splitlines() or [""])[0][:120]
+    return f"its inputs or attributes do not fit each other ({type(error).__name__}: {first})"
+
+
 INTEGERS = {
     ir.DataType.INT8: Fixed(8, 8),
     ir.DataType.UINT8: Fixed(8, 8, signed=False),
@@ -75,7 +86,7 @@ class Translator:
         """
         for value in self.source.graph.initializers.values():
             if value.const_value is not None:
-                self.values[value] = Known(np.asarray(value.const_value.numpy()))
+                self.values[value] = Known(_stored(value))
         for value in self.source.graph.inputs:
             if value not in self.values:
                 self._declare(value)
@@ -115,6 +126,9 @@ class Translator:
         except EdgematError as error:
             self._refuse(node)
             return Row(label, op, REFUSED, str(error))
+        except MALFORMED as error:
+            self._refuse(node)
+            return Row(label, op, REFUSED, str(self.refuse(node, malformed(error), "check the node with onnx.checker")))
         notes = [note for _, note, _ in self._notes]
         inexact = [fidelity for *_, fidelity in self._notes if fidelity not in ("", "exact")]
         fate = TAKEN if len(self.bench.graph) > before else FOLDED
@@ -129,6 +143,8 @@ class Translator:
         given = [self.values.get(v) for v in node.inputs if v is not None]
         if any(value is None for value in given):
             raise LoweringError(f"node {self.label(node)!r} reads a value that nothing computes; repair the file")
+        if any(isinstance(value, Known) and value.array.dtype.kind in "OSUc" for value in given):
+            raise self.refuse(node, "a constant that holds no numbers", "expected integers or floats")
         handler = self._handlers.get((node.domain, node.op_type))
         if (given and all(isinstance(value, Known) for value in given)) or node.op_type == "Constant":
             folded = fold(self, node)
@@ -265,6 +281,8 @@ class Translator:
         """The node is one more element-wise operator behind a signal."""
         attributes = {key: attr.value for key, attr in node.attributes.items()}
         attributes = {key: int(v) if isinstance(v, ir.DataType) else v for key, v in attributes.items()}
+        if any(not isinstance(v, (int, float, str, Sequence)) for v in attributes.values()):
+            raise self.refuse(node, "an attribute that is a tensor or a type", "expected numbers or text")
         chain = signal.chain.then(Step(self.label(node), node.op_type, attributes, inputs), self.source.opset)
         self.set(node, signal.through(chain))
 
@@ -313,6 +331,16 @@ class Translator:
         self._quantised[source] = key, signal
         self.note(node, f"input {source.name!r} in {attrs['y_format']}" + (f", scale {factor}" if factor != 1 else ""))
         return signal
+
+
+def _stored(value: ir.Value) -> np.ndarray:
+    """The numbers of an initializer."""
+    assert value.const_value is not None
+    try:
+        return np.asarray(value.const_value.numpy())
+    except Exception as error:
+        first = (str(error).splitlines() or [""])[0][:120]
+        raise LoweringError(f"initializer {value.name!r} is damaged: {first}") from error
 
 
 def input_attributes(tr: Translator, node: ir.Node, quantiser: Quantiser) -> tuple[dict[str, object], np.ndarray]:
