@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         UnsupportedOpError,
     )
     from edgemat.exporting import export
+    from edgemat.float_onnx import float_model
     from edgemat.foreign.importing import ImportRefused, import_onnx
     from edgemat.foreign.qonnx_writer import to_qonnx
     from edgemat.formats import Fixed
@@ -70,6 +71,7 @@ _HOMES = {
     "cost": "edgemat.nn.cost",
     "cost_table": "edgemat.nn.cost",
     "export": "edgemat.exporting",
+    "float_model": "edgemat.float_onnx",
     "freeze_batch_norm": "edgemat.nn.training",
     "import_onnx": "edgemat.foreign.importing",
     "load_float": "edgemat.nn.training",
@@ -108,6 +110,7 @@ __all__ = [
     "cost",
     "cost_table",
     "export",
+    "float_model",
     "freeze_batch_norm",
     "import_onnx",
     "load_float",

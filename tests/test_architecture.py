@@ -38,6 +38,7 @@ DOWN = {
     "lower": BOTTOM | {"ops", "recipe", "nn"},  # nn from functions only: importing lower stays light
     "foreign": BOTTOM | {"ops", "lower"},
     "brevitas": BOTTOM | {"nn", "lower", "foreign"},
+    "float_onnx": BOTTOM | {"foreign"},
     "sim": BOTTOM | {"ops", "lower"},
     "targets": BOTTOM | {"ops", "lower"},
     "report": BOTTOM | {"ops", "lower", "targets", "sim"},
@@ -50,7 +51,7 @@ DOWN = {
 }
 # Which files may name these at module level. torch anywhere else would make reading a file slow.
 OUTSIDE = {
-    "torch": ("nn/", "lightning/", "brevitas/", "lower/from_torch.py"),
+    "torch": ("nn/", "lightning/", "brevitas/", "lower/from_torch.py", "float_onnx.py"),
     "lightning": ("lightning/",),
     "brevitas": ("brevitas/quantisers.py",),
     "sklearn": (),

@@ -219,10 +219,11 @@ class Pad(Op):
 
     def emit(self, body: Body, call: Call, *x: Coded) -> Coded:
         # onnxruntime 1.31 fuses a Pad with zeros into a following MaxPool, which pads with the lowest number: wrong for
-        # negative maps. A Pad that names its axes is left alone; tests/core/test_lower.py watches that it stays so.
-        pads = body.const([*call.attrs["before"], *call.attrs["after"]], np.int64)
+        # negative maps. A Pad that names its axes is left alone; tests/core/test_lower.py watches that it stays so. It
+        # names all of them: where onnxruntime moves a Transpose past a Pad, it permutes the pads as if it did.
+        pads = body.const([0, *call.attrs["before"], 0, *call.attrs["after"]], np.int64)
         value = body.const(call.attrs["value"], x[0].dtype)
-        axes = body.const(list(range(1, 1 + len(call.attrs["before"]))), np.int64)
+        axes = body.const(list(range(1 + len(call.attrs["before"]))), np.int64)
         return Coded(body.op("Pad", x[0].value, pads, value, axes), x[0].dtype)
 
     def native(self, call: Call) -> Native:

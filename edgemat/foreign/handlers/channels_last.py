@@ -1,4 +1,4 @@
-"""QONNX's channels-last operators (``qonnx.custom_op.channels_last``): Conv, MaxPool and BatchNormalization of NHWC data.
+"""QONNX's channels-last operators (``qonnx.custom_op.channels_last``): Conv, MaxPool and BatchNormalization of N...C.
 
 Each is the standard operator between two transposes, which cost nothing where the neighbours are channels-last too: a
 `Signal` carries its order of axes along. Convolution weights are [O, ..., I].
