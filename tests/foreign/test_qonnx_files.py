@@ -16,6 +16,7 @@ from edgemat.errors import EdgematError, LoweringError, UnsupportedOpError
 from edgemat.nn import FixedQuantizer, QuantState
 
 from .qonnx_executor import execute
+from .test_qonnx_export import NETWORKS, real_feeds
 
 
 @pytest.fixture(scope="module")
@@ -120,3 +121,13 @@ def test_a_model_with_states_is_refused(tmp_path: Path) -> None:
     edgemat.to_onnx(Counter().eval(), torch.zeros(1, 3), path)
     with pytest.raises(UnsupportedOpError, match=r"keeps recurrent states \(state\).*export to hls or mcu"):
         edgemat.to_qonnx(path, tmp_path / "y.onnx")
+
+
+@pytest.mark.parametrize("name", ["mlp", "binary"])
+def test_what_was_exported_comes_back(name: str, tmp_path: Path) -> None:
+    """The import knows nothing of the export: it compiles the file's float32 arithmetic."""
+    graph = NETWORKS[name]()
+    edgemat.to_qonnx(graph, tmp_path / "there.onnx")
+    edgemat.import_onnx(tmp_path / "there.onnx", tmp_path / "back.onnx")
+    x = real_feeds(graph, 300)[graph.input_names[0]]
+    assert (edgemat.Simulator(tmp_path / "back.onnx")(x) == edgemat.Simulator(graph)(x)).all()
