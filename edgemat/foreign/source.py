@@ -95,6 +95,7 @@ def source_of(proto: onnx.ModelProto, label: str) -> Source:
 
 def _check(proto: onnx.ModelProto, label: str) -> None:
     graph = proto.graph
+    _check_texts(graph, label)
     if len(graph.node) > MAX_NODES:
         raise LoweringError(f"{label} has {len(graph.node)} nodes, expected at most {MAX_NODES}")
     if graph.sparse_initializer:
@@ -132,3 +133,16 @@ def _check(proto: onnx.ModelProto, label: str) -> None:
     for value in graph.output:
         if value.name not in names:
             raise LoweringError(f"nothing computes the output {value.name[:80]!r}; repair the file")
+
+
+def _check_texts(graph: onnx.GraphProto, label: str) -> None:
+    """Refuses names that are no UTF-8: protobuf hands them on as bytes."""
+    texts: list[object] = [graph.name]
+    for value in (*graph.input, *graph.output, *graph.initializer):
+        texts.append(value.name)
+    for node in graph.node:
+        texts += [node.name, node.op_type, node.domain, *node.input, *node.output]
+        texts += [attribute.name for attribute in node.attribute]
+    wrong = [text for text in texts if not isinstance(text, str)]
+    if wrong:
+        raise LoweringError(f"{label} holds the name {wrong[0]!r}, which is not UTF-8; the file is damaged")

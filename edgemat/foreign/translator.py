@@ -16,11 +16,12 @@ import onnx_ir as ir
 from edgemat.errors import EdgematError, LoweringError, UnsupportedOpError
 from edgemat.foreign.chains import Step
 from edgemat.foreign.constants import fold
+from edgemat.foreign.gathering import moved, quantise_gathered, steps_and_moves
 from edgemat.foreign.joins import quantise_join
 from edgemat.foreign.quantisers import Quantiser
 from edgemat.foreign.report import BEHIND, FOLDED, REFUSED, TAKEN, ImportReport, Row
-from edgemat.foreign.requantisers import quantise
-from edgemat.foreign.signals import Joined, Known, Quantity, Raw, Refused, Signal
+from edgemat.foreign.requantisers import compiled, quantise
+from edgemat.foreign.signals import Gathered, Joined, Known, Quantity, Raw, Refused, Signal
 from edgemat.foreign.source import Source
 from edgemat.foreign.workbench import Workbench
 from edgemat.formats import ROUNDINGS, Fixed
@@ -29,7 +30,7 @@ from edgemat.op import Tensor
 Handler = Callable[["Translator", ir.Node], None]
 ONE = np.ones((), np.float32)
 MALFORMED = (ValueError, TypeError, KeyError, IndexError, ArithmeticError, AssertionError, AttributeError, MemoryError)
-MALFORMED += (RecursionError, NotImplementedError, RuntimeError)
+MALFORMED += (RecursionError, NotImplementedError, RuntimeError, StopIteration)
 """What reading a damaged node may raise: it is refused, as the lowered file's reader refuses what it cannot read."""
 
 
@@ -205,6 +206,9 @@ class Translator:
                 f"the float input {quantity.source.name!r} gets here without a quantiser",
                 f"state its format: --input {quantity.source.name}=ufixed<8,0>, or whatever its values are",
             )
+        if isinstance(quantity, (Joined, Gathered)):
+            what = "sum" if isinstance(quantity, Joined) else "concatenation"
+            raise self.refuse(node, f"a {what} of tensors with real scales has no quantiser", "quantise it first")
         if not isinstance(quantity, Signal):
             raise self.refuse(node, f"input {index} is a constant or missing", "expected data")
         return quantity
@@ -292,10 +296,14 @@ class Translator:
         if isinstance(quantity, Raw):
             return self._from_input(node, quantity, quantiser)
         if isinstance(quantity, Joined):
-            return quantise_join(self, node, quantity, quantiser)
+            steps, moves = steps_and_moves(quantity.path)
+            return moved(self, quantise_join(self, node, replace(quantity, path=steps), quantiser), moves)
+        if isinstance(quantity, Gathered):
+            return quantise_gathered(self, node, quantity, quantiser)
         assert isinstance(quantity, Signal)
         made, how = quantise(self.bench, quantity, quantiser, node, name)
-        self.note(node, how)
+        witness = quantity.witness
+        self.note(node, how, witness.fidelity(compiled(self.bench, quantity, quantiser)) if witness else "exact")
         return made
 
     def _from_input(self, node: ir.Node, raw: Raw, quantiser: Quantiser) -> Signal:

@@ -168,7 +168,7 @@ def small_graph(r: Random) -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=opsets, ir_version=8)
 
 
-# -- damage -------------------------------------------------------------------------------------------------------------
+# -- damage ---------------------------------------------------------------------------------------------------------
 def damaged_bytes(data: bytes, r: Random) -> bytes:
     """Some bytes of a file flipped, cut out, repeated or overwritten."""
     made = bytearray(data)
@@ -259,7 +259,7 @@ def _constant(model: onnx.ModelProto, r: Random) -> None:
     elif kind == 2:
         array = array.astype(r.choice((np.float64, np.float16, np.int64, np.uint8, np.int32, np.bool_)), copy=False)
     elif kind == 3:
-        array = array.reshape(array.shape + (1,)) if r.random() < 0.5 else array.reshape(-1)
+        array = array.reshape((*array.shape, 1)) if r.random() < 0.5 else array.reshape(-1)
     elif kind == 4:
         array = np.zeros((0, 3), array.dtype)
     elif kind == 5:
