@@ -30,12 +30,14 @@ TABLE_ENTRIES = 1 << 18
 class Thresholds(Op):
     """``y = start + step * #{t : x >= t}``; inputs x [N, C, ...] and thresholds [C, T] or [1, T] on x's grid.
 
-    The thresholds of a channel do not decrease. x has one binary point and rank 2 to 4.
+    The thresholds of a channel do not decrease. x has rank 2 to 4; where its channels have binary points of their own,
+    each has thresholds of its own, codes on its grid.
     """
 
     name = "Thresholds"
     stem = "thresholds"
     arity = (2, 2)
+    keeps_channels = True
     attributes = {"y_format": Attr(str), "start": Attr(int), "step": Attr(int, 1)}
 
     def _thresholds(self, call: Call) -> np.ndarray:
@@ -48,6 +50,8 @@ class Thresholds(Op):
         if found is None or found.ndim != 2 or found.shape[0] not in (1, x.shape[1]):
             shape = "no initializer" if found is None else f"of shape {found.shape}"
             raise call.refuse(f"thresholds {shape}", f"expected constant codes [{x.shape[1]}, T] or [1, T]")
+        if x.format.per_channel and len(found) != x.shape[1]:
+            raise call.refuse(f"one row of thresholds for {x.format}", "expected a row for each binary point")
         if not 1 <= found.shape[1] <= MAX_THRESHOLDS:
             raise call.refuse(f"{found.shape[1]} thresholds", f"expected 1 to {MAX_THRESHOLDS} for each channel")
         falls = found[:, 1:] < found[:, :-1]
@@ -232,4 +236,6 @@ class Thresholds(Op):
         add("few", "fixed<40,20>", (None, 4, 32), met("fixed<40,20>", 4, 3), "ufixed<2,2>", 0)
         add("few", "ufixed<31,20>", (None, 1, 32), met("ufixed<31,20>", 1, 5), "ufixed<3,2>", 5, -1)
         add("signs", "bipolar", (None, 2, 9), [[0, 5], [-1, 2]], "ufixed<2,2>", 1)
+        for x_fmt in ("fixed<8,[3,1,4]>", "fixed<[8,0,2],[3,-4,9]>"):
+            add("channels", x_fmt, (None, 3, 60), [[-5, 3, 3], [-7, 0, 1], [-2, 1, 100]], "fixed<3,1>", 0)
         return made

@@ -44,8 +44,8 @@ def test_what_it_cannot_mean_is_refused() -> None:
     ):
         with pytest.raises(EdgematError, match=word):
             _ = call.y
-    with pytest.raises(EdgematError, match="one binary point"):
-        staircase([[1]], "fixed<8,[3,1]>", shape)
+    with pytest.raises(EdgematError, match="a row for each binary point"):
+        _ = staircase([[1]], "fixed<8,[3,1]>", shape).y
     t = tensor("fixed<8,8>", (1, 3), "t")
     with pytest.raises(EdgematError, match="no initializer"):
         _ = Call(OP, "t", [tensor("fixed<8,8>", shape), t], {"y_format": "fixed<8,8>", "start": 0}).y
