@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from edgemat.brevitas.recording import Call, Meaning
-from edgemat.brevitas.rounding import integers_of, rounding_of
+from edgemat.brevitas.rounding import float_thresholds, integers_of, rails, rounding_of
+from edgemat.errors import UnsupportedOpError
 
 DOMAIN = "qonnx.custom_op.general"
 
@@ -47,7 +48,7 @@ def replace_quantisers(
 
 def _plain_tensors(model: nn.Module) -> None:
     """Layers hand plain tensors on: torch.export knows no others."""
-    from brevitas.nn import TruncAdaptiveAvgPool2d, TruncAvgPool2d
+    from brevitas.nn import QuantUpsample, QuantUpsamplingNearest2d, TruncAdaptiveAvgPool2d, TruncAvgPool2d
 
     for part in model.modules():
         if hasattr(part, "return_quant_tensor"):
@@ -55,6 +56,8 @@ def _plain_tensors(model: nn.Module) -> None:
         for pool, plain in ((TruncAvgPool2d, nn.AvgPool2d), (TruncAdaptiveAvgPool2d, nn.AdaptiveAvgPool2d)):
             if isinstance(part, pool) and part.is_trunc_quant_enabled:
                 part.forward = MethodType(_pooled(plain), part)
+        if isinstance(part, (QuantUpsample, QuantUpsamplingNearest2d)) and part.mode == "nearest":
+            part.forward = MethodType(nn.Upsample.forward, part)
 
 
 def _pooled(plain: type[nn.Module]) -> Callable[..., Tensor]:
@@ -93,9 +96,29 @@ def _activation(name: str, part: Any, meaning: Meaning) -> Callable[..., Tensor]
     fused = part.fused_activation_quant_proxy
     narrow = bool(part.is_narrow_range) and not (meaning.signed and int(meaning.bit_width) == 1)
     mode = rounding_of(name, fused.tensor_quant, meaning, narrow)
+    curve = fused.activation_impl
+    if isinstance(curve, (nn.Sigmoid, nn.Tanh)) and meaning.scale.numel() == 1 and int(meaning.bit_width) <= 12:
+        return _staircase(fused, meaning, narrow)
 
     def forward(self: Any, x: Tensor) -> Tensor:
         return emit_quant(fused.activation_impl(x), meaning, narrow, mode)
+
+    return forward
+
+
+def _staircase(fused: nn.Module, meaning: Meaning, narrow: bool) -> Callable[..., Tensor]:
+    """A rising curve and its quantiser as thresholds: where torch's own function reaches each code."""
+    low, high = rails(meaning, narrow)
+    zero = int(meaning.zero_point)
+    found = float_thresholds(fused, meaning, range(low - zero + 1, high - zero + 1))
+    scale = float(meaning.scale)
+    attributes: dict[str, Any] = {"out_scale": scale, "out_bias": (low - zero) * scale, "out_dtype": "FLOAT32"}
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        made: Tensor = torch.onnx.ops.symbolic(
+            f"{DOMAIN}::MultiThreshold", (x, found), attributes, dtype=torch.float32, shape=list(x.shape), version=1
+        )
+        return made
 
     return forward
 
@@ -106,11 +129,14 @@ def _truncation(name: str, part: Any, call: Call) -> Callable[..., Tensor]:
     assert before is not None
     narrow = bool(part.is_narrow_range)
     integers = getattr(torch, integers_of(name, part.tensor_quant.float_to_int_impl))
-    factor = after.scale / before.scale
-    bits, signed = int(after.bit_width), after.signed
-    low = -(1 << (bits - 1)) + narrow if signed else 0
-    high = (1 << (bits - 1)) - 1 if signed else (1 << bits) - 1 - narrow
-    factor = torch.exp2(torch.round(torch.log2(factor))) if bool((factor > 0).all()) else factor
+    shift = torch.log2(after.scale / before.scale)
+    factor = torch.exp2(torch.round(shift))
+    if not bool((shift - torch.round(shift)).abs().max() < 1e-4):
+        raise UnsupportedOpError(
+            f"quantiser {name!r} truncates by {(after.scale / before.scale).reshape(-1)[0]:.6g}, expected a power of "
+            "two; set restrict_scaling_type to power_of_two"
+        )
+    low, high = rails(after, narrow)
 
     def forward(self: Any, x: Tensor) -> Tensor:
         whole = torch.round(x / before.scale + before.zero_point)

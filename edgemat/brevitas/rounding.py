@@ -81,10 +81,55 @@ def integers_of(name: str, function: nn.Module) -> str:
     )
 
 
-def _levels(meaning: Meaning, narrow: bool) -> Tensor:
+def rails(meaning: Meaning, narrow: bool) -> tuple[int, int]:
+    """Smallest and largest integer q of a quantised tensor."""
     bits = int(meaning.bit_width.reshape(-1)[0].item())
-    low = -(1 << (bits - 1)) + narrow if meaning.signed else 0
-    high = (1 << (bits - 1)) - 1 if meaning.signed else (1 << bits) - 1 - narrow
+    if meaning.signed:
+        return -(1 << (bits - 1)) + narrow, (1 << (bits - 1)) - 1
+    return 0, (1 << bits) - 1 - narrow
+
+
+def float_thresholds(quantiser: nn.Module, meaning: Meaning, codes: range) -> Tensor:
+    """The smallest float32 at which a rising function and its quantiser reach each code; float32 [1, codes].
+
+    Found by bisection over the floats in their order; infinite where a code is never reached.
+
+    Args:
+        quantiser: Maps a float tensor to ``(value, ...)``.
+        meaning: Its scale.
+        codes: The codes, zero point subtracted.
+    """
+    wanted = torch.tensor(list(codes), dtype=torch.float64) * meaning.scale.double()
+
+    def reached(places: Tensor) -> Tensor:
+        with torch.no_grad():
+            values = quantiser(_floats(places))[0]
+        result: Tensor = torch.round(values.double() / meaning.scale.double()) >= torch.round(
+            wanted / meaning.scale.double()
+        )
+        return result
+
+    ends = torch.tensor([-(0x7F7FFFFF), 0x7F7FFFFF], dtype=torch.int64)
+    below, above = (end.expand(len(codes)).clone() for end in ends)
+    always, never = reached(below), ~reached(above)
+    for _ in range(33):
+        middle = (below + above) // 2
+        hit = reached(middle)
+        above = torch.where(hit, middle, above)
+        below = torch.where(hit, below, middle)
+    found = _floats(above)
+    found = torch.where(never, torch.tensor(torch.inf), torch.where(always, torch.tensor(-torch.inf), found))
+    return found.reshape(1, -1)
+
+
+def _floats(places: Tensor) -> Tensor:
+    """float32 numbers by their place in the order of all of them; place 0 is 0."""
+    magnitude = places.abs().to(torch.int32).view(torch.float32)
+    return torch.where(places < 0, -magnitude, magnitude)
+
+
+def _levels(meaning: Meaning, narrow: bool) -> Tensor:
+    low, high = rails(meaning, narrow)
     if high - low < 4 * SPAN:
         return torch.arange(low - 3, high + 4)
     ends = [torch.arange(low - 3, low + SPAN), torch.arange(-SPAN, SPAN), torch.arange(high - SPAN, high + 4)]

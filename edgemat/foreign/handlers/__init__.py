@@ -12,6 +12,8 @@ from edgemat.foreign.handlers import (
     qdq,
     qonnx,
     qoperator,
+    softmax,
+    thresholds,
     weighted,
 )
 from edgemat.foreign.translator import Handler
@@ -24,7 +26,9 @@ HANDLERS: dict[tuple[str, str], Handler] = {
     **pooling.HANDLERS,
     **qdq.HANDLERS,
     **qoperator.HANDLERS,
+    **softmax.HANDLERS,
     **qonnx.HANDLERS,
+    **thresholds.HANDLERS,
     **channels_last.HANDLERS,
     **deeploy.HANDLERS,
 }

@@ -11,7 +11,7 @@ from edgemat.foreign.chains import CURVES, MONOTONE
 from edgemat.foreign.handlers.weighted import with_bias
 from edgemat.foreign.joins import joined
 from edgemat.foreign.settling import laid_out
-from edgemat.foreign.signals import Joined, Known, Raw, Signal
+from edgemat.foreign.signals import Gathered, Joined, Known, Raw, Signal
 from edgemat.foreign.translator import Handler, Translator
 
 
@@ -22,7 +22,7 @@ def step(tr: Translator, node: ir.Node) -> None:
         joined(tr, node)
         return
     quantity = tr.quantity(node, variable[0])
-    if isinstance(quantity, Joined):
+    if isinstance(quantity, (Joined, Gathered)):
         tr.set(node, quantity.then(node))
         return
     if isinstance(quantity, Raw) and node.op_type in ("Relu", "Identity"):
@@ -116,19 +116,21 @@ def cast(tr: Translator, node: ir.Node) -> None:
         identity(tr, node)
 
 
-def softmax(tr: Translator, node: ir.Node) -> None:
-    """A softmax that ends the network is left to the reader: it keeps the order of the classes.
+def cast_like(tr: Translator, node: ir.Node) -> None:
+    """CastLike between real numbers: nothing happens to data, and a constant becomes float32.
 
     Raises:
-        LoweringError: for a softmax inside the network.
+        LoweringError: where either of them is an integer type.
     """
-    value = node.outputs[0]
-    if not value.is_graph_output() or value.uses():
-        raise tr.refuse(node, "a softmax inside the network", "end the network in it, or replace it")
-    tr.set(node, tr.signal(node))
-    tr.report.notes.append(
-        f"Output {value.name!r} is what {tr.label(node)!r} ({node.op_type}) takes: the classes keep their order."
-    )
+    first, second = (tr.quantity(node, index) for index in range(2))
+    for quantity in (first, second):
+        known_integers = isinstance(quantity, Known) and quantity.array.dtype.kind != "f"
+        if known_integers or (isinstance(quantity, Signal) and quantity.zero is not None):
+            raise tr.refuse(node, "a cast from or to integers", "cast with Cast")
+    if isinstance(first, Known):
+        tr.set(node, replace(first, array=first.array.astype(np.float32)))
+    else:
+        identity(tr, node)
 
 
 _STEPS = [op for op in (*MONOTONE, *CURVES) if op not in ("Identity", "Cast")]
@@ -138,6 +140,5 @@ HANDLERS: dict[tuple[str, str], Handler] = {
     ("", "Identity"): identity,
     ("", "Dropout"): identity,
     ("", "Cast"): cast,
-    ("", "Softmax"): softmax,
-    ("", "LogSoftmax"): softmax,
+    ("", "CastLike"): cast_like,
 }
