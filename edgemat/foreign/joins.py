@@ -17,6 +17,7 @@ from edgemat.foreign.quantisers import Quantiser
 from edgemat.foreign.requantisers import clipped
 from edgemat.foreign.settling import settled
 from edgemat.foreign.signals import Joined, Known, Raw, Signal
+from edgemat.foreign.witness import products
 from edgemat.formats import Fixed
 
 if TYPE_CHECKING:
@@ -37,7 +38,8 @@ def joined(tr: Translator, node: ir.Node) -> None:
     name = tr.label(node)
     if node.op_type == "Mul":
         factor = np.asarray(a.factor * b.factor, np.float32)
-        tr.set(node, Signal(tr.bench.add("Mul", [a.value, b.value], {}, name), factor))
+        witness = products((tr.type(a), a), (tr.type(b), b))
+        tr.set(node, Signal(tr.bench.add("Mul", [a.value, b.value], {}, name), factor, witness=witness))
     elif a.exact and b.exact:
         tr.set(node, Signal(tr.bench.add(node.op_type, [a.value, b.value], {}, name), a.factor))
     else:

@@ -71,8 +71,21 @@ class Compiled:
         if self.fused and not self.chain:
             plain = np.ldexp(codes.astype(np.float64), -self.fracs[:, None]).astype(np.float32)
             return self.quantiser.round(plain * (self.factor[:, None] / scale))
-        values = self.chain.evaluate(self.values(codes).T).T
-        return replace(self.quantiser, scale=scale)(np.asarray(values, np.float32))
+        return self.finish(self.values(codes))
+
+    def finish(self, values: np.ndarray) -> np.ndarray:
+        """int64 codes [C, K] of float32 real values [C, K] before the chain."""
+        scale = np.broadcast_to(self.quantiser.scale, (self.channels,)).astype(np.float32)[:, None]
+        behind = self.chain.evaluate(values.T).T
+        return replace(self.quantiser, scale=scale)(np.asarray(behind, np.float32))
+
+    def alone(self) -> Compiled:
+        """The function of one channel where all channels have the same; otherwise itself."""
+        same = all((values == values[:1]).all() for values in (self.fracs, self.factor))
+        if not same or self.chain.channels > 1 or self.quantiser.scale.size > 1:
+            return self
+        lo, hi = (np.atleast_1d(edge) for edge in (self.lo.min(), self.hi.max()))
+        return replace(self, fracs=self.fracs[:1], lo=lo, hi=hi, factor=self.factor[:1])
 
     def sign(self) -> np.ndarray:
         """1 non-decreasing, -1 non-increasing, 0 unknown, by channel."""

@@ -68,7 +68,7 @@ def laid_out(tr: Translator, node: ir.Node, signal: Signal) -> Signal:
 
 def _without_chain(tr: Translator, node: ir.Node, signal: Signal) -> Signal:
     steps, cut = signal.chain.steps, whole_prefix(signal.chain)
-    current = signal.through(Chain())
+    current = replace(signal.through(Chain()), witness=None)
     if cut:
         current = _by_arithmetic(tr, node, signal.through(replace(signal.chain, steps=steps[:cut])))
     for step in steps[cut:]:

@@ -9,6 +9,8 @@
     a float graph input that no quantiser has met yet, and the nodes it went through;
 `Joined`
     a sum of two tensors with real scales, until a quantiser says on which grid it is wanted;
+`Gathered`
+    a concatenation of tensors with different real scales, likewise;
 `Refused`
     what a refused node should have computed.
 """
@@ -16,11 +18,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_ir as ir
 
 from edgemat.foreign.chains import Chain
+
+if TYPE_CHECKING:
+    from edgemat.foreign.witness import Witness
 
 
 @dataclass(frozen=True)
@@ -60,6 +66,7 @@ class Signal:
         perm: The file's order of axes: axis i of the file's tensor is axis ``perm[i]`` of `value`; None: the same.
         fused: Whether `value` is the accumulator of an integer kernel whose requantisation is one multiplication.
         zero: Zero point where the file's tensor is the stored integer ``code + zero``; None: the real number.
+        witness: What the file's operator makes of the inputs of this one, where float32 may part from integers.
     """
 
     value: ir.Value
@@ -68,6 +75,7 @@ class Signal:
     perm: tuple[int, ...] | None = None
     fused: bool = False
     zero: int | None = None
+    witness: Witness | None = field(default=None, compare=False)
 
     @property
     def exact(self) -> bool:
@@ -113,10 +121,29 @@ class Joined:
 
 
 @dataclass(frozen=True)
+class Gathered:
+    """Tensors with different real scales, concatenated, and what follows.
+
+    Attributes:
+        node: The Concat.
+        parts: Its inputs.
+        path: Nodes since: element-wise ones, and such that move elements.
+    """
+
+    node: ir.Node
+    parts: tuple[Signal | Joined, ...]
+    path: tuple[ir.Node, ...] = ()
+
+    def then(self, node: ir.Node) -> Gathered:
+        """The concatenation behind one node more."""
+        return replace(self, path=(*self.path, node))
+
+
+@dataclass(frozen=True)
 class Refused:
     """The result of a refused node; whatever reads it is not looked at."""
 
     node: str
 
 
-Quantity = Known | Signal | Raw | Joined | Refused
+Quantity = Known | Signal | Raw | Joined | Gathered | Refused

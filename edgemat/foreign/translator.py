@@ -130,7 +130,7 @@ class Translator:
         except MALFORMED as error:
             self._refuse(node)
             return Row(label, op, REFUSED, str(self.refuse(node, malformed(error), "check the node with onnx.checker")))
-        notes = [note for _, note, _ in self._notes]
+        notes = [note for _, note, _ in self._notes if note]
         inexact = [fidelity for *_, fidelity in self._notes if fidelity not in ("", "exact")]
         fate = TAKEN if len(self.bench.graph) > before else FOLDED
         return Row(label, op, fate, "; ".join(notes), inexact[0] if inexact else "exact" if fate == TAKEN else "")
@@ -302,8 +302,9 @@ class Translator:
             return quantise_gathered(self, node, quantity, quantiser)
         assert isinstance(quantity, Signal)
         made, how = quantise(self.bench, quantity, quantiser, node, name)
-        witness = quantity.witness
-        self.note(node, how, witness.fidelity(compiled(self.bench, quantity, quantiser)) if witness else "exact")
+        self.note(node, how)
+        if quantity.witness is not None:
+            self.note(node, *quantity.witness.fidelity(compiled(self.bench, quantity, quantiser)))
         return made
 
     def _from_input(self, node: ir.Node, raw: Raw, quantiser: Quantiser) -> Signal:

@@ -8,12 +8,14 @@ from edgemat.foreign.handlers import (
     elementwise,
     joins,
     layout,
+    minifloat,
     pooling,
     qdq,
     qonnx,
     qoperator,
     softmax,
     thresholds,
+    truncation,
     weighted,
 )
 from edgemat.foreign.translator import Handler
@@ -31,4 +33,6 @@ HANDLERS: dict[tuple[str, str], Handler] = {
     **thresholds.HANDLERS,
     **channels_last.HANDLERS,
     **deeploy.HANDLERS,
+    **minifloat.HANDLERS,
+    **truncation.HANDLERS,
 }

@@ -9,18 +9,20 @@ import numpy as np
 import onnx_ir as ir
 
 from edgemat.foreign.settling import laid_out, settled
-from edgemat.foreign.signals import Known, Raw, Signal
+from edgemat.foreign.signals import Gathered, Joined, Known, Raw, Signal
 from edgemat.foreign.translator import Handler, Translator
 from edgemat.lower import standard
 
 
 def passes_raw(handler: Handler) -> Handler:
-    """A float input that is not quantised yet goes through: the node is repeated on its codes."""
+    """What is not quantised yet goes through, a float input or a real sum: the node is repeated on its codes."""
 
     def taken(tr: Translator, node: ir.Node) -> None:
         quantity = tr.quantity(node, 0)
         if isinstance(quantity, Raw):
             tr.set(node, replace(quantity, path=(*quantity.path, node)))
+        elif isinstance(quantity, (Joined, Gathered)):
+            tr.set(node, quantity.then(node))
         else:
             handler(tr, node)
 
@@ -219,8 +221,9 @@ HANDLERS: dict[tuple[str, str], Handler] = {
     ("", "Shape"): shape,
     ("", "Transpose"): passes_raw(transpose),
     **{("", op): passes_raw(reshape) for op in ("Reshape", "Flatten", "Squeeze", "Unsqueeze")},
-    **{("", op): delegated for op in ("Slice", "Split", "Gather", "ArgMax")},
-    ("", "Pad"): pad,
-    ("", "Resize"): resize,
-    ("", "Upsample"): resize,
+    **{("", op): delegated for op in ("Split", "ArgMax")},
+    **{("", op): passes_raw(delegated) for op in ("Slice", "Gather")},
+    ("", "Pad"): passes_raw(pad),
+    ("", "Resize"): passes_raw(resize),
+    ("", "Upsample"): passes_raw(resize),
 }

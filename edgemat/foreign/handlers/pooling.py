@@ -12,6 +12,7 @@ from edgemat.foreign.handlers.weighted import window
 from edgemat.foreign.settling import laid_out, settled
 from edgemat.foreign.signals import Signal
 from edgemat.foreign.translator import Handler, Translator
+from edgemat.foreign.witness import averages
 from edgemat.formats import Fixed
 
 
@@ -114,7 +115,8 @@ def _summed(
     if divided:
         count = np.asarray(float(np.prod(kernel)), np.float32)
         chain = chain.then(Step(name, "Div", {}, (None, count)), tr.source.opset)
-    made = replace(signal, value=total, chain=chain, fused=False)
+    witness = averages(tensor, signal, int(np.prod(kernel))) if divided else None
+    made = replace(signal, value=total, chain=chain, fused=False, witness=witness)
     tr.set(node, made)
     return made
 

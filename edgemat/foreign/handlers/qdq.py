@@ -10,7 +10,7 @@ import onnx_ir as ir
 from edgemat.foreign.handlers.qonnx import channel_axis
 from edgemat.foreign.quantisers import onnx_quantiser
 from edgemat.foreign.settling import settled
-from edgemat.foreign.signals import Joined, Known, Raw, Signal
+from edgemat.foreign.signals import Gathered, Joined, Known, Raw, Signal
 from edgemat.foreign.translator import Handler, Translator
 from edgemat.formats import Fixed
 
@@ -27,14 +27,32 @@ def quantize_linear(tr: Translator, node: ir.Node) -> None:
         stored = (codes + quantiser.zero_point).astype(np.uint8 if zero is None else zero.dtype)
         tr.set(node, Known(stored))
         return
-    if not isinstance(quantity, (Raw, Signal, Joined)):
+    if not isinstance(quantity, (Raw, Signal, Joined, Gathered)):
         raise tr.refuse(node, "its input is nothing that can be quantised", "expected data or a constant")
     if scale.size > 1:
         shape = () if not isinstance(quantity, Signal) else tr.shape(quantity)
         axis = tr.integer(node, "axis", 1) % max(len(shape), 1)
         channel_axis(tr, node, quantity, scale.reshape([-1 if i == axis else 1 for i in range(len(shape))]))
+    if zero is None or zero.dtype.itemsize == 1:
+        quantiser = replace(quantiser, style=style(node.inputs[0]))
     made = tr.quantised(node, quantity, quantiser)
     tr.set(node, replace(made, zero=quantiser.zero_point))
+
+
+STORED_TIES = ("Add", "Mul", "AveragePool")
+"""Operators whose 8-bit kernels in onnxruntime round ``x / scale + zero_point``: a tie goes to the even stored integer.
+QuantizeLinear by itself, and the kernels of Conv, Gemm and MatMul, round before they add the zero point."""
+
+
+def style(value: ir.Value | None) -> str:
+    """How the quantiser of this value rounds ties: that of the 8-bit kernel that takes its operator over.
+
+    onnxruntime replaces DequantizeLinear, operator, QuantizeLinear (and a ReLU before the last) by one kernel.
+    """
+    producer = None if value is None else value.producer()
+    while producer is not None and producer.op_type in ("Relu", "Clip") and producer.inputs[0] is not None:
+        producer = producer.inputs[0].producer()
+    return "qonnx" if producer is not None and producer.op_type in STORED_TIES else "onnx"
 
 
 def dequantize_linear(tr: Translator, node: ir.Node) -> None:

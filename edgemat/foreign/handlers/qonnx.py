@@ -7,7 +7,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgemat.foreign.quantisers import Quantiser, qonnx_quantiser
-from edgemat.foreign.signals import Joined, Known, Raw, Signal
+from edgemat.foreign.signals import Gathered, Joined, Known, Raw, Signal
 from edgemat.foreign.translator import Handler, Translator
 
 DOMAINS = ("qonnx.custom_op.general", "finn.custom_op.general", "onnx.brevitas", "qonnx.custom_op.brevitas")
@@ -37,7 +37,7 @@ def _finish(tr: Translator, node: ir.Node, make, scale: np.ndarray) -> None:  # 
     if isinstance(quantity, Known):
         tr.set(node, quantised_constant(tr, node, quantity, make(scale), scale))
         return
-    if isinstance(quantity, (Raw, Signal, Joined)):
+    if isinstance(quantity, (Raw, Signal, Joined, Gathered)):
         channel_axis(tr, node, quantity, scale)
         tr.set(node, tr.quantised(node, quantity, make(scale)))
         return

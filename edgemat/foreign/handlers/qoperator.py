@@ -6,7 +6,7 @@ than the three nodes one after the other, found by comparing them on every pair 
 * QLinearConv, QLinearMatMul and QGemm multiply the integer sum once by ``float32(float32(s_x * s_w) / s_y)``, round
   half to even and add the zero point: what `Compiled` does for `fused` sums;
 * QLinearAdd, QLinearMul and QLinearAveragePool add the zero point before they round, so a tie goes to the even stored
-  integer instead of the even code: `STORED_TIES`.
+  integer instead of the even code: `edgemat.foreign.handlers.qdq.STORED_TIES`.
 """
 
 from __future__ import annotations
@@ -17,12 +17,10 @@ from dataclasses import replace
 import numpy as np
 import onnx_ir as ir
 
+from edgemat.foreign.handlers.qdq import STORED_TIES
 from edgemat.foreign.quantisers import onnx_quantiser
-from edgemat.foreign.signals import Joined, Known, Quantity, Raw, Signal
+from edgemat.foreign.signals import Gathered, Joined, Known, Quantity, Raw, Signal
 from edgemat.foreign.translator import Handler, Translator
-
-STORED_TIES = ("QLinearAdd", "QLinearMul", "QLinearAveragePool")
-"""Operators whose kernels round ``x / scale + zero_point``."""
 
 DYNAMIC = (
     "DynamicQuantizeLinear",
@@ -72,10 +70,10 @@ class Expansion:
         """The node's output: a real number in the node's last scale."""
         tr, node = self.tr, self.node
         quantiser = onnx_quantiser(tr.known(node, scale).array, tr.optional(node, zero))
-        if node.op_type in STORED_TIES:
+        if node.op_type.removeprefix("QLinear") in STORED_TIES:
             quantiser = replace(quantiser, style="qonnx")
         quantity = tr.values[value]
-        if not isinstance(quantity, (Signal, Raw, Joined)):
+        if not isinstance(quantity, (Signal, Raw, Joined, Gathered)):
             raise tr.refuse(node, "all its inputs are constants", "fold the constants of the file")
         tr.set(node, replace(tr.quantised(node, quantity, quantiser), zero=quantiser.zero_point))
 
