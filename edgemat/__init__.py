@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     )
     from edgemat.recipe import Recipe
     from edgemat.sim import Simulator
+    from edgemat.verification.against import compare
     from edgemat.verification.verify import verify
 
 _HOMES = {
@@ -68,6 +69,7 @@ _HOMES = {
     "UnsupportedOpError": "edgemat.errors",
     "accumulator_penalty": "edgemat.nn.accumulator_limit",
     "calibrate": "edgemat.nn",
+    "compare": "edgemat.verification.against",
     "cost": "edgemat.nn.cost",
     "cost_table": "edgemat.nn.cost",
     "export": "edgemat.exporting",
@@ -107,6 +109,7 @@ __all__ = [
     "accumulator_penalty",
     "brevitas",
     "calibrate",
+    "compare",
     "cost",
     "cost_table",
     "export",

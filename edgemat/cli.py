@@ -219,6 +219,11 @@ def simulate(
 @JSON
 @INPUT
 @STRICT
+@click.option(
+    "--against",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Compare with this foreign file, of which MODEL was made, on --inputs instead.",
+)
 def verify(
     model: Path,
     inputs: Arrays | None,
@@ -230,17 +235,34 @@ def verify(
     as_json: bool,
     formats: Formats,
     strict: bool,
+    against: Path | None,
 ) -> None:
     """Compare the integers of every backend.
 
     MODEL is a lowered file, or a foreign one, which is imported on the way. Exit code 3 when a backend differs from the
     reference. A file with recurrent states is run on sequences: --samples of them with --steps each (default 4 and
     256), or --inputs [steps, samples, ...]. Corner sequences run beside them, no longer than they are.
+
+    --against runs the foreign file that MODEL was made of on the same --inputs and prints equal outputs, equal largest
+    classes, and the first node that differs. Exit code 3 when a largest class differs, or the integers of a node that
+    the import calls exact and whose scales are powers of two.
     """
+    if against is not None and (inputs is None or codes or backends or samples or steps or corner_steps is not None):
+        raise click.UsageError(
+            "--against compares real --inputs, and takes no --codes, --backends, --samples or steps."
+        )
     if inputs is not None and (samples is not None or steps is not None):
         raise click.UsageError("--inputs excludes --samples and --steps.")
     if codes and inputs is None:
         raise click.UsageError("--codes says what --inputs holds; give --inputs.")
+    if against is not None:
+        assert inputs is not None
+        opened = _opened(model, formats, strict)
+        compared = edgemat.compare(opened, against, inputs, formats=dict(formats))
+        _show(compared, as_json)
+        if not compared.ok:
+            sys.exit(EXIT_MISMATCH)
+        return
     drawn: dict[str, Any] = {"samples": samples, "steps": steps, "corner_steps": corner_steps}
     report = edgemat.verify(_opened(model, formats, strict), inputs=inputs, backends=backends, codes=codes, **drawn)
     _show(report, as_json)

@@ -27,7 +27,7 @@ ROUNDING_NAMES: dict[str, str] = {
 }
 """What a name of QONNX does, in the words of `edgemat.rounding`; CEIL (up) and AWAY (from zero) are not among those."""
 
-_ROUND: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+ROUNDINGS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "RND_CONV": np.round,
     "CEIL": np.ceil,
     "TRN": np.floor,
@@ -73,7 +73,7 @@ class Quantiser:
         """int64 codes of float32 values that are divided by the scale already."""
         if self.bipolar:
             return np.where(scaled >= 0, np.int64(1), np.int64(-1))
-        rounding = _ROUND[self.rounding]
+        rounding = ROUNDINGS[self.rounding]
         zero = np.float32(self.zero_point)
         if self.style == "qonnx":
             shifted = scaled + zero

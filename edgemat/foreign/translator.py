@@ -29,8 +29,20 @@ from edgemat.op import Tensor
 
 Handler = Callable[["Translator", ir.Node], None]
 ONE = np.ones((), np.float32)
-MALFORMED = (ValueError, TypeError, KeyError, IndexError, ArithmeticError, AssertionError, AttributeError, MemoryError)
-MALFORMED += (RecursionError, NotImplementedError, RuntimeError, StopIteration)
+MALFORMED: tuple[type[Exception], ...] = (
+    ValueError,
+    TypeError,
+    KeyError,
+    IndexError,
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    MemoryError,
+    RecursionError,
+    NotImplementedError,
+    RuntimeError,
+    StopIteration,
+)
 """What reading a damaged node may raise: it is refused, as the lowered file's reader refuses what it cannot read."""
 
 
