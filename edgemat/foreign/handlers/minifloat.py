@@ -1,8 +1,8 @@
 """QONNX's FloatQuant: taken for constants, and for data where its numbers lie on one grid.
 
 ``x / scale`` is rounded to m mantissa bits beside its own leading bit, but no finer than ``2**(1 - bias - m)``, and
-clipped to the largest number. Constants are rounded here, once. Data is a fixed-point number where the largest number is
-at most ``2**(2 - bias)``: everything then lies on the finest grid.
+clipped to the largest number. Constants are rounded here, once. Data is a fixed-point number where the largest number
+is at most ``2**(2 - bias)``: everything then lies on the finest grid.
 """
 
 from __future__ import annotations
