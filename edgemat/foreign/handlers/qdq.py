@@ -33,7 +33,7 @@ def quantize_linear(tr: Translator, node: ir.Node) -> None:
         shape = () if not isinstance(quantity, Signal) else tr.shape(quantity)
         axis = tr.integer(node, "axis", 1) % max(len(shape), 1)
         channel_axis(tr, node, quantity, scale.reshape([-1 if i == axis else 1 for i in range(len(shape))]))
-    if zero is None or zero.dtype.itemsize == 1:
+    if zero is None or zero.dtype == np.uint8:
         quantiser = replace(quantiser, style=style(node.inputs[0]))
     made = tr.quantised(node, quantity, quantiser)
     tr.set(node, replace(made, zero=quantiser.zero_point))
@@ -45,9 +45,10 @@ QuantizeLinear by itself, and the kernels of Conv, Gemm and MatMul, round before
 
 
 def style(value: ir.Value | None) -> str:
-    """How the quantiser of this value rounds ties: that of the 8-bit kernel that takes its operator over.
+    """How a quantiser to uint8 rounds ties: as the kernel does that takes its operator over.
 
-    onnxruntime replaces DequantizeLinear, operator, QuantizeLinear (and a ReLU before the last) by one kernel.
+    onnxruntime replaces DequantizeLinear, operator, QuantizeLinear (and a ReLU before the last) by one kernel; for int8
+    it does so on Arm only, and what the nodes say by themselves holds.
     """
     producer = None if value is None else value.producer()
     while producer is not None and producer.op_type in ("Relu", "Clip") and producer.inputs[0] is not None:
