@@ -84,6 +84,11 @@ def exported(model: nn.Module, example_input: Example) -> onnx.ModelProto:
     replace_quantisers(twin, quantisers, calls)
     with torch.no_grad():
         made, names = traced(twin, example)
+    taken = set(names)
+    for node in made.graph:
+        for value in node.outputs:
+            if value.name in taken:
+                value.name = f"{value.name}_of_{node.name}"
     for value, label in zip(made.graph.outputs, names, strict=False):
         value.name = label
     proto: onnx.ModelProto = ir.serde.serialize_model(made)

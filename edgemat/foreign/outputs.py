@@ -47,8 +47,14 @@ def close(tr: Translator, value: ir.Value) -> None:
             tr.report.notes.append(f"Output {name!r} is what {last.node!r} (Sigmoid) takes: a larger one stays larger.")
             quantity = quantity.through(replace(quantity.chain, steps=steps))
         plain = _plain(tr, node, quantity, name)
-    scale = "" if float(plain.factor) == 1 else float(plain.factor).hex()
-    _closed(tr, plain.value, value, scale)
+    if float(plain.factor) != 1 and len(set(tr.type(plain).format.fracs)) > 1:
+        plain = _plain(tr, node, plain, name)
+    if float(plain.factor) == 1:
+        _closed(tr, plain.value, value, "")
+        return
+    # A real scale stands beside plain integers: the binary point goes into it.
+    unit = np.ldexp(float(plain.factor), -tr.type(plain).format.fracs[0])
+    _closed(tr, _stored(tr, replace(plain, zero=0), name), value, float(np.float32(unit)).hex())
 
 
 def _stored(tr: Translator, signal: Signal, name: str) -> ir.Value:
