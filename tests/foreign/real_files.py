@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime as ort
+import pytest
 from onnx import numpy_helper
 
 from edgemat.lower.reader import read
@@ -69,12 +71,23 @@ def by_onnxruntime(model: onnx.ModelProto, *x: np.ndarray, optimised: bool = Tru
 def by_qonnx(model: onnx.ModelProto, x: np.ndarray) -> np.ndarray:
     """The output of a QONNX file by qonnx's executor."""
     from qonnx.core.modelwrapper import ModelWrapper
+    from qonnx.custom_op.channels_last import base_wrapped_op
     from qonnx.transformation.infer_shapes import InferShapes
 
     shaped = model
-    if not ModelWrapper(model).check_all_tensor_shapes_specified() or len(x) > 1:
+    if len(x) > 1 or not ModelWrapper(model).check_all_tensor_shapes_specified():
         shaped = ModelWrapper(with_batch(model, len(x))).transform(InferShapes()).model
-    (found,) = execute(shaped, {inputs_of(model)[0].name: x}).values()
+    with pytest.MonkeyPatch.context() as patch:
+        make = base_wrapped_op.qonnx_make_model
+
+        def readable(*arguments: Any, **options: Any) -> onnx.ModelProto:
+            made = make(*arguments, **options)
+            made.ir_version = 8  # onnx's newest is ahead of onnxruntime's
+            made.opset_import[0].version = 17  # the file's; qonnx takes the version of its own domain for it
+            return made
+
+        patch.setattr(base_wrapped_op, "qonnx_make_model", readable)
+        (found,) = execute(shaped, {inputs_of(model)[0].name: x}).values()
     return np.asarray(found)
 
 
@@ -85,15 +98,15 @@ def stored_tensor(path: Path) -> np.ndarray:
     return np.asarray(numpy_helper.to_array(tensor))
 
 
-def dory_text(path: Path) -> np.ndarray:
-    """Integers of one of DORY's text files, channels first: the header names a shape, channels last."""
+def dory_text(path: Path, channels_last: bool = True) -> np.ndarray:
+    """Integers of one of DORY's text files, channels first; the header names the shape they are stored in."""
     header, *lines = path.read_text().splitlines()
     found = re.search(r"\[([\d, ]+)\]", header)
     assert found is not None
     shape = [int(n) for n in found.group(1).split(",")]
     numbers = np.array([float(line.strip().rstrip("\\").rstrip(",")) for line in lines if line.strip()])
     array = numbers.reshape(shape[1:] if len(shape) == 4 else shape)  # some name a batch of one
-    return np.moveaxis(array, -1, 0) if array.ndim > 1 else array
+    return np.moveaxis(array, -1, 0) if channels_last and array.ndim > 1 else array
 
 
 def traced(path: Path, x: np.ndarray) -> dict[str, np.ndarray]:

@@ -199,7 +199,7 @@ def test_images_are_classified_as_by_onnxruntime(files: Files, images: tuple[np.
 @pytest.mark.parametrize(("file", "shape"), [(TCN, (1, 1, 140)), (RESIDUAL, (1, 1, 200, 200))], ids=["TCN", "residual"])
 def test_every_layer_is_what_dory_stored(file: Real, shape: tuple[int, ...], files: Files) -> None:
     folder = files.path(file.path).parent
-    x = dory_text(folder / "input.txt").reshape(shape).astype(np.float32)
+    x = dory_text(folder / "input.txt", channels_last=False).reshape(shape).astype(np.float32)
     tensors = traced(files.imported(file)[0], x)
     layers = sorted(folder.glob("out_layer*.txt"), key=lambda path: int(path.stem[9:]))
     assert len(layers) == (12 if file is TCN else 8)
