@@ -30,7 +30,8 @@ def step(tr: Translator, node: ir.Node) -> None:
         return
     signal = tr.signal(node, variable[0])
     if signal.zero is not None:
-        raise tr.refuse(node, "arithmetic on stored integers", "dequantise them first")
+        tr.set(node, _clipped_integers(tr, node, signal, variable[0]))
+        return
     shape = tr.shape(signal)
     inputs: list[np.ndarray | str | None] = []
     axes: set[int] = set()
@@ -52,6 +53,32 @@ def step(tr: Translator, node: ir.Node) -> None:
             tr.set(node, biased)
             return
     tr.step(node, signal, tuple(inputs))
+
+
+def _clipped_integers(tr: Translator, node: ir.Node, signal: Signal, variable: int) -> Signal:
+    """Clip of stored integers: how Brevitas' QCDQ files state fewer than 8 bits.
+
+    Raises:
+        LoweringError: for other arithmetic on stored integers.
+    """
+    fracs = set(tr.type(signal).format.fracs)
+    if node.op_type != "Clip" or variable or signal.chain or len(fracs) > 1 or signal.zero is None:
+        raise tr.refuse(node, "arithmetic on stored integers", "dequantise them first")
+    tensor = tr.type(signal)
+    limits = []
+    for index, key, default in ((1, "min", tensor.lo), (2, "max", tensor.hi)):
+        given = tr.optional(node, index) if len(node.inputs) > index else None
+        stated = None if given is None else float(np.asarray(given).reshape(-1)[0])
+        stated = tr.real(node, key, np.nan) if stated is None and tr.states(node, key) else stated
+        if stated is not None and stated != int(stated):
+            raise tr.refuse(node, f"the limit {stated} for integers", "expected an integer")
+        limits.append(default if stated is None else int(stated) - signal.zero)
+    if limits[0] > limits[1]:
+        raise tr.refuse(node, f"limits {limits}", "expected min below max")
+    if limits[0] <= tensor.lo and tensor.hi <= limits[1]:
+        return signal
+    made = tr.bench.add("Clip", [signal.value], {"low": limits[0], "high": limits[1]}, tr.label(node))
+    return replace(signal, value=made)
 
 
 def _by_channel(
