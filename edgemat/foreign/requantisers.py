@@ -29,6 +29,8 @@ from edgemat.ops.table import MAX_INPUT_BITS
 FEW_LEVELS = 15
 """Up to so many thresholds, comparing is cheaper than multiplying."""
 MAX_LEVELS = 1 << 16
+MAX_TRIED = 1 << 22
+"""Up to so many codes of all channels are evaluated to see whether a function is monotone."""
 SMALL_TABLE = 1 << 9
 """Up to so many entries a table is as small as a multiplier's code."""
 
@@ -77,6 +79,9 @@ class Compiled:
         """int64 codes [C, K] of float32 real values [C, K] before the chain."""
         scale = np.broadcast_to(self.quantiser.scale, (self.channels,)).astype(np.float32)[:, None]
         behind = self.chain.evaluate(values.T).T
+        if np.isnan(behind).any():
+            listed = ", ".join(step.node for step in self.chain.steps)
+            raise LoweringError(f"the nodes {listed} make NaN of some codes; clip their input, or calibrate it again")
         return replace(self.quantiser, scale=scale)(np.asarray(behind, np.float32))
 
     def alone(self) -> Compiled:
@@ -90,6 +95,14 @@ class Compiled:
     def sign(self) -> np.ndarray:
         """1 non-decreasing, -1 non-increasing, 0 unknown, by channel."""
         return self.chain.sign(self.channels)
+
+    def observed_sign(self) -> np.ndarray:
+        """`sign` from all codes of each channel, one after the other; 0 where there are too many, or it turns."""
+        span = int((self.hi - self.lo).max()) + 1
+        if span * self.channels > MAX_TRIED:
+            return np.zeros(self.channels, np.int64)
+        steps = np.diff(self(np.minimum(self.lo[:, None] + np.arange(span), self.hi[:, None])), axis=1)
+        return np.where((steps >= 0).all(axis=1), 1, np.where((steps <= 0).all(axis=1), -1, 0))
 
     def slopes(self) -> np.ndarray:
         """Levels a code, where the chain is a product: float64 [C], 0 where nothing is known."""
@@ -201,13 +214,15 @@ def _written(
     small = tensor.format.width <= MAX_INPUT_BITS and not (tensor.format.bipolar or tensor.format.per_channel)
     sign = function.sign()
     if (sign == 0).any():
-        if not small or function.channels > 1:
+        if small and function.alone().channels == 1:
+            return _table(bench, tensor, signal, function.alone(), name)
+        sign = function.observed_sign()
+        if (sign == 0).any():
             raise LoweringError(
-                f"a function that is not known to be monotone behind {span} codes"
+                f"a function that is not monotone, or not known to be, behind {span} codes"
                 f"{f' and {function.channels} channels' if function.channels > 1 else ''}; quantise its input to at "
                 f"most {MAX_INPUT_BITS} bits, one scale for all channels"
             )
-        return _table(bench, tensor, signal, function, name)
     rising = _rising(function, sign)
     lo, hi = np.where(sign < 0, -function.hi, function.lo), np.where(sign < 0, -function.lo, function.hi)
     ends = rising(np.stack([lo, hi], axis=1))

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from edgemat.foreign.chains import Step
+from edgemat.foreign.constants import run
 from edgemat.foreign.handlers.weighted import window
 from edgemat.foreign.settling import laid_out, settled
 from edgemat.foreign.signals import Signal
 from edgemat.foreign.translator import Handler, Translator
 from edgemat.foreign.witness import averages
-from edgemat.formats import Fixed
+from edgemat.formats import Fixed, accumulator
+from edgemat.op import Tensor
 
 
 def max_pool(tr: Translator, node: ir.Node) -> None:
@@ -42,10 +45,32 @@ def average_pool(tr: Translator, node: ir.Node) -> None:
     signal = settled(tr, node, tr.signal(node), scalar=False)
     kernel = tr.integers(node, "kernel_shape")
     attrs = window(tr, node, signal, kernel)
+    if tr.integer(node, "ceil_mode"):
+        raise tr.refuse(node, "windows that reach beyond the padding (ceil_mode)", "pad before")
     padded = any(attrs["pads"]) and not tr.integer(node, "count_include_pad")
-    if padded or tr.integer(node, "ceil_mode"):
-        raise tr.refuse(node, "an average whose count differs by place", "pad before, or count the padding")
-    _summed(tr, node, signal, kernel, attrs)
+    made = _summed(tr, node, signal, kernel, attrs, divided=not padded)
+    if padded:
+        tr.set(node, _divided_by_place(tr, node, made, tr.type(signal), kernel, attrs))
+
+
+def _divided_by_place(
+    tr: Translator, node: ir.Node, total: Signal, source: Tensor, kernel: tuple[int, ...], attrs: dict[str, Any]
+) -> Signal:
+    """Sums by the elements each window holds, padding left out: ``sum * (common / count)``, then one division."""
+    ends = (ir.Value(name="x"), ir.Value(name="y"))
+    given = [ir.AttrInt64s(key, list(attrs[key])) for key in ("pads", "strides", "dilations")]
+    conv = ir.Node("", "Conv", ends[:1] * 2, given, outputs=ends[1:], name=tr.label(node))
+    one = np.ones((1, 1, *source.sample_shape[1:]), np.float32)
+    counts = run(tr, conv, [one, np.ones((1, 1, *kernel), np.float32)])[0].astype(np.int64)[0]
+    common = int(np.lcm.reduce(np.unique(counts))) if counts.min() > 0 else 1 << 31
+    shares = common // np.maximum(counts, 1)
+    if common * int(np.prod(kernel)) >= 1 << 16:
+        raise tr.refuse(node, "windows of many sizes, padding left out", "count the padding, or pad before")
+    name = tr.label(node)
+    literal = tr.bench.literal(shares, accumulator(0, int(shares.max()), (0,)), f"{name}_shares")
+    value = tr.bench.add("Mul", [total.value, literal], {}, f"{name}_scaled")
+    step = Step(name, "Div", {}, (None, np.asarray(float(common), np.float32)))
+    return replace(total, value=value, chain=total.chain.then(step, tr.source.opset))
 
 
 def global_average_pool(tr: Translator, node: ir.Node) -> None:

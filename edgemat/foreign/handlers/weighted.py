@@ -173,8 +173,7 @@ def written(
     if bias is not None and not isinstance(bias, Known):
         raise tr.refuse(node, "a bias that is computed at run time", "expected a constant")
     rank = len(tr.type(x).shape)
-    if op == "Linear" and rank > 2 and weights.factor.size > 1:
-        raise tr.refuse(node, "real scales by output channel behind data of rank 3", "use one scale for the weights")
+    last = op == "Linear" and rank > 2  # its output channels lie on the last axis
     factor = np.asarray(x.factor * weights.factor, np.float32)
     name = tr.label(node)
     outputs = weights.codes.shape[0] if op != "ConvTranspose" else weights.codes.shape[1] * attrs["groups"]
@@ -187,10 +186,12 @@ def written(
         points = tuple(int(f) for f in frac)
         full["b_format"] = str(Fixed(32, 32).with_frac(points[0] if len(points) == 1 else points))
     value = tr.bench.add(op, inputs, full, name)
-    made = Signal(value, factor, fused=tr.fuses(factor))
+    perm = None
+    if last and (factor.size > 1 or (bias is not None and stored is None)):
+        value = tr.bench.add("Transpose", [value], {"perm": (rank - 2, *range(rank - 2))}, f"{name}_layout")
+        perm = (0, *range(2, rank), 1)
+    made = Signal(value, factor, perm=perm, fused=tr.fuses(factor))
     if bias is not None and stored is None:
-        if rank > 2 and op == "Linear":
-            raise tr.refuse(node, "a float bias behind data of rank 3", "quantise the bias")
         constant = np.asarray(bias.array, np.float32).reshape(-1)
         made = made.through(made.chain.then(Step(f"{name}_bias", "Add", {}, (None, constant)), tr.source.opset))
     tr.set(node, made)
