@@ -184,6 +184,7 @@ def test_super_resolution(files: Files) -> None:
 
 # -- QDQ --------------------------------------------------------------------------------------------------------------
 def test_images_are_classified_as_by_onnxruntime(files: Files, images: tuple[np.ndarray, np.ndarray]) -> None:
+    """onnxruntime runs six of the nine convolutions in float32: some outputs come out one step off."""
     model = files.model(RESNET)
     value = inputs_of(model)[0]
     shape = [dim.dim_value for dim in value.type.tensor_type.shape.dim]
@@ -191,7 +192,9 @@ def test_images_are_classified_as_by_onnxruntime(files: Files, images: tuple[np.
     x = x.transpose(0, 3, 1, 2) if shape[1] == 3 else x
     wanted = np.concatenate([by_onnxruntime(without_tail(model, "Softmax"), one[None]) for one in x])
     found = files.simulated(RESNET, x)
+    step = np.diff(np.unique(wanted)).min()
     assert np.array_equal(found.argmax(1), wanted.argmax(1))
+    assert np.abs(found - wanted).max() < 1.5 * step and (np.abs(found - wanted) > step / 2).mean() < 0.05
     assert (found.argmax(1) == images[1][:16]).mean() > 0.6
 
 
