@@ -88,23 +88,23 @@ class Codes:
     @cached_property
     def survey(self) -> Survey:
         """Interval and row sums, found once."""
-        lows, highs, pairs, positive, negative = [], [], [], [], []
-        for block in self.blocks():
+        lows, highs, pairs = [], [], []
+        sums = np.empty((2, self.shape[0]), np.int64)
+        for (first, last), block in zip(row_blocks(self.shape), self.blocks(), strict=True):
             rows = block.reshape(len(block), -1)
             lows.append(int(rows.min()))
             highs.append(int(rows.max()))
-            positive.append(np.maximum(rows, 0).sum(axis=1, dtype=np.int64))
-            negative.append(np.minimum(rows, 0).sum(axis=1, dtype=np.int64))
+            sums[0, first:last] = np.maximum(rows, 0).sum(axis=1, dtype=np.int64)
+            sums[1, first:last] = np.minimum(rows, 0).sum(axis=1, dtype=np.int64)
             pairs.append(_largest_pair(rows))
-        return Survey(min(lows), max(highs), _narrow(positive), _narrow(negative), max(pairs))
+        return Survey(min(lows), max(highs), _narrow(sums[0]), _narrow(sums[1]), max(pairs))
 
 
-def _narrow(parts: list[np.ndarray]) -> np.ndarray:
-    """Arrays of int64, one after the other, in the narrowest type that holds them."""
-    whole = np.concatenate(parts)
+def _narrow(whole: np.ndarray) -> np.ndarray:
+    """A copy of an int64 array in the narrowest type that holds it."""
     low, high = int(whole.min()), int(whole.max())
     fitting = (kind for kind in (np.int16, np.int32) if np.iinfo(kind).min <= low and high <= np.iinfo(kind).max)
-    return whole.astype(next(fitting, np.int64), copy=False)
+    return whole.astype(next(fitting, np.int64))
 
 
 def _largest_pair(rows: np.ndarray) -> int:

@@ -205,23 +205,25 @@ class TernaryQuantizer(FixedQuantizer):
     def _sums(self, values: Callable[[slice], Tensor], x: Tensor) -> Tensor:
         """float64 sums over each channel, or over all, of what `values` makes of rows of `x`: of some at a time."""
         axes = [d for d in range(x.dim()) if d != self.axis] if self.per_channel else list(range(x.dim()))
-        whole = not axes or self.axis or x.dim() < 2
-        blocks = [slice(None)] if whole else [slice(*block) for block in row_blocks(tuple(x.shape))]
-        parts = [
-            values(rows).sum(axes, keepdim=True, dtype=torch.float64) if axes else values(rows).double()
-            for rows in blocks
-        ]
-        if len(parts) == 1:
-            return parts[0]
-        return torch.cat(parts) if self.per_channel else torch.stack(parts).sum(0)
+        if not axes:
+            return values(slice(None)).double()
+        blocks = [slice(*block) for block in row_blocks(tuple(x.shape))]
+        if self.axis or x.dim() < 2 or len(blocks) == 1:
+            return values(slice(None)).sum(axes, keepdim=True, dtype=torch.float64)
+        # Sums go to a place made before: small results kept beside freed blocks would leave holes as large as x.
+        count = len(x) if self.per_channel else len(blocks)
+        parts = torch.empty(count, *[1] * (x.dim() - 1), dtype=torch.float64, device=x.device)
+        for index, rows in enumerate(blocks):
+            place = rows if self.per_channel else slice(index, index + 1)
+            parts[place] = values(rows).sum(axes, keepdim=True, dtype=torch.float64)
+        return parts if self.per_channel else parts.sum(0, keepdim=True)
 
     def _of_rows(self, laid: Tensor, rows: slice) -> Tensor:
         """The entries that belong to rows of a tensor, of values laid along its channels."""
         return laid[rows] if self.per_channel and not self.axis else laid
 
-    def rows(self, x: Tensor) -> Codes:
-        """The trits of weights ``[outputs, ...]``, made block by block; int8."""
-        limit = self.measure(x)[0]
+    def rows(self, x: Tensor, limit: Tensor) -> Codes:
+        """The trits of weights ``[outputs, ...]`` by what `measure` gave first for them, made block by block; int8."""
 
         @torch.no_grad()
         def read(first: int, last: int) -> np.ndarray:

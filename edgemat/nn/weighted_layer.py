@@ -343,9 +343,10 @@ class WeightedLayer(QuantLayer):
             return False
         if self.weight.shape[1] * self.aligned_source().reach() >= FLOAT32_EXACT:
             return False
-        trits.fit(self.weight)
+        limit, scale = trits.measure(self.weight)
+        trits.settle_scale(scale)
         self._formats, self._scales = {"w_format": str(trits.format)}, None
-        self.defer("weight_codes", trits.rows(self.weight))
+        self.defer("weight_codes", trits.rows(self.weight, limit))
         return True
 
     def emit(self, x: Tensor) -> Tensor:
