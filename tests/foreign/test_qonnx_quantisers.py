@@ -162,3 +162,15 @@ def test_floats_with_an_exponent_are_refused_for_data_and_taken_for_weights(tmp_
     edgemat.import_onnx(tmp_path / "file.onnx", tmp_path / "net.onnx", strict=True)
     (wanted,) = execute(shaped(model), {"x": x}).values()
     assert np.array_equal(edgemat.Simulator(tmp_path / "net.onnx")(x), wanted)
+
+
+@pytest.mark.parametrize(("layout", "shape"), [("NHWC", (2, 2, 3)), ("", (3, 3)), ("NWC", (2, 3)), ("NCHW", (3, 2, 2))])
+def test_thresholds_by_the_layout_that_the_node_names(layout: str, shape: tuple[int, ...], tmp_path: Path) -> None:
+    """Without a name qonnx takes rank 3 for channels last."""
+    x = every_code(*shape)
+    rows = np.array([[-9, -1, 2], [-4, 0.3, 8], [1, 5, 11]]) + 1 / 16
+    file = File(*shape).quant(1 / 8)
+    attributes = {"out_dtype": "INT4", "out_scale": 0.5, "out_bias": -1.0, "data_layout": layout}
+    wanted, found = both(file.then("MultiThreshold", rows, domain=DOMAIN, **attributes), x, tmp_path)
+    assert np.array_equal(found, wanted)
+    assert len(np.unique(wanted)) == 4

@@ -46,7 +46,7 @@ def step(tr: Translator, node: ir.Node) -> None:
         else:
             inputs.append("")
     if axes:
-        signal = _channels_first(tr, node, signal, axes)
+        signal = channels_first(tr, node, signal, axes)
     if node.op_type == "Add" and not signal.chain:
         biased = with_bias(tr, node, signal, next(v for v in inputs if isinstance(v, np.ndarray)))
         if biased is not None:
@@ -105,7 +105,7 @@ def _by_channel(
     return flat, wide[0]
 
 
-def _channels_first(tr: Translator, node: ir.Node, signal: Signal, axes: set[int]) -> Signal:
+def channels_first(tr: Translator, node: ir.Node, signal: Signal, axes: set[int]) -> Signal:
     """The signal with the axis along which constants differ as axis 1 of the built tensor."""
     order = signal.order(len(tr.type(signal).shape))
     if len(axes) > 1:

@@ -7,12 +7,15 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
+from edgemat.foreign.handlers.elementwise import channels_first
 from edgemat.foreign.handlers.qonnx import DOMAINS
 from edgemat.foreign.quantisers import Quantiser
 from edgemat.foreign.signals import Joined, Raw, Signal
 from edgemat.foreign.translator import Handler, Translator
 
-_CHANNEL_AXES = {"": 1, "NC": 1, "NCW": 1, "NCHW": 1, "NWC": 2, "NHWC": 3}
+_CHANNEL_AXES = {"NC": 1, "NCW": 1, "NCHW": 1, "NWC": 2, "NHWC": 3}
+_LAYOUTS = {2: "NC", 3: "NWC", 4: "NCHW"}
+"""What qonnx takes data of each rank for where the node does not say."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ def multi_threshold(tr: Translator, node: ir.Node) -> None:
     if thresholds.ndim != 2 or thresholds.shape[1] < 1 or np.isnan(thresholds).any():
         raise tr.refuse(node, f"thresholds of shape {thresholds.shape}, or NaN", "expected numbers [C or 1, K]")
     if len(thresholds) > 1:
-        _check_axis(tr, node, quantity, len(thresholds))
+        quantity = _by_row(tr, node, quantity, len(thresholds))
     made = tr.quantised(node, quantity, _staircase(tr, node, np.sort(thresholds, axis=1)))
     tr.set(node, made)
 
@@ -70,14 +73,14 @@ def _spread(thresholds: np.ndarray) -> tuple[int, ...]:
     return () if len(thresholds) == 1 else (len(thresholds),)
 
 
-def _check_axis(tr: Translator, node: ir.Node, quantity: Signal | Joined, channels: int) -> None:
-    layout = tr.text(node, "data_layout")
-    axis = _CHANNEL_AXES.get(layout)
+def _by_row(tr: Translator, node: ir.Node, quantity: Signal | Joined, channels: int) -> Signal | Joined:
+    """The data with its channels on axis 1 of what is built."""
     shape = tr.shape(quantity) if isinstance(quantity, Signal) else ()
+    layout = tr.text(node, "data_layout") or _LAYOUTS.get(len(shape), "")
+    axis = _CHANNEL_AXES.get(layout)
     if axis is None or axis >= len(shape) or shape[axis] != channels:
         raise tr.refuse(node, f"{channels} rows of thresholds for data {shape} in {layout!r}", "expected one a channel")
-    if isinstance(quantity, Signal) and quantity.order(len(shape))[axis] != 1:
-        raise tr.refuse(node, f"thresholds along axis {axis}", "transpose the data to channels first")
+    return channels_first(tr, node, quantity, {axis}) if isinstance(quantity, Signal) else quantity
 
 
 HANDLERS: dict[tuple[str, str], Handler] = {
