@@ -1,8 +1,9 @@
 """A foreign file run as its own tools run it, with any of its tensors looked at.
 
-Files of standard operators go to onnxruntime as a whole, with its optimisations: its integer kernels are what users of
-QDQ files run. Files with quantisers of QONNX run node by node: standard operators under onnxruntime, the others by the
-`qonnx` package where it is installed, else by this module.
+Files of standard operators go to onnxruntime as a whole: with its optimisations, whose integer kernels are what users
+of QDQ files run, or without, node by node in float32 as the file says. The two differ: onnxruntime rounds float biases
+and folds scales into weights when it optimises. Files with quantisers of QONNX run node by node: standard operators
+under onnxruntime, the others by the `qonnx` package where it is installed, else by this module.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ ALIASES = {"onnx.brevitas": GENERAL, "finn.custom_op.general": GENERAL, "qonnx.c
 """Domains under which exporters of all ages wrote the operators of `GENERAL`."""
 FREE_BATCH = 32
 """Samples of one run of a file that leaves its batch open."""
+MAX_BATCH = 1 << 12
 IR_VERSION = 10
 
 Arrays = dict[str, np.ndarray]
@@ -44,23 +46,29 @@ class Execution:
         source: The file.
         taps: Names of tensors to look at beside the outputs.
         executor: "qonnx" or "edgemat" chooses who computes QONNX's operators; None takes qonnx where it is installed.
+        optimised: Whether onnxruntime may fuse the nodes of a file of standard operators.
 
     Raises:
+        LoweringError: if onnxruntime cannot open the file.
         EdgematError: if the executor is not installed.
     """
 
-    def __init__(self, source: Source, taps: Sequence[str] = (), executor: str | None = None) -> None:
+    def __init__(
+        self, source: Source, taps: Sequence[str] = (), executor: str | None = None, optimised: bool = True
+    ) -> None:
         self.label = source.label
         self._ports = [value for value in source.proto.graph.input if value.name not in _constants(source)]
         self.outputs = [value.name for value in source.proto.graph.output]
         self.batch = _batch(self._ports)
+        if self.batch > MAX_BATCH:
+            raise LoweringError(f"{self.label} has a batch of {self.batch}, expected at most {MAX_BATCH}")
         foreign = {node.domain for node in source.proto.graph.node} - set(STANDARD)
         self._run: Callable[[Arrays], Arrays]
         if foreign:
             nodes = NodeByNode(source, [*self.outputs, *taps], executor)
             self._run, self.executor = nodes, f"onnxruntime, QONNX operators by {nodes.by}"
         else:
-            self._run, self.executor = _whole(source, [*self.outputs, *taps]), "onnxruntime"
+            self._run, self.executor = _whole(source, [*self.outputs, *taps], optimised), "onnxruntime"
 
     @property
     def inputs(self) -> list[str]:
@@ -105,7 +113,10 @@ class NodeByNode:
         self.by, self._compute = quantiser_operators(executor)
         model = ir.serde.deserialize_model(source.proto)
         model.graph.sort()
-        self._nodes = [ir.serde.serialize_node(node) for node in model.graph]
+        try:
+            self._nodes = [ir.serde.serialize_node(node) for node in model.graph]
+        except ir.serde.SerdeError as error:
+            raise LoweringError(f"{source.label} cannot be run: a node's attributes are damaged") from error
         self._constants = _constants(source)
         self._wanted = list(wanted)
         self._versions = {entry.domain: entry.version for entry in source.proto.opset_import}
@@ -153,7 +164,7 @@ def _one_node(node: onnx.NodeProto, arrays: Arrays, opset: int) -> Any:
     return open_session(model.SerializeToString())
 
 
-def _whole(source: Source, wanted: Sequence[str]) -> Callable[[Arrays], Arrays]:
+def _whole(source: Source, wanted: Sequence[str], optimised: bool) -> Callable[[Arrays], Arrays]:
     model = onnx.ModelProto()
     model.CopyFrom(source.proto)
     stated = {value.name for value in model.graph.output}
@@ -165,7 +176,7 @@ def _whole(source: Source, wanted: Sequence[str]) -> Callable[[Arrays], Arrays]:
         if name not in stated:
             model.graph.output.append(known.get(name, onnx.ValueInfoProto(name=name)))
     try:
-        session = open_session(model.SerializeToString(), optimised=True)
+        session = open_session(model.SerializeToString(), optimised)
     except Exception as error:
         first = (str(error).splitlines() or [""])[0][:300]
         raise LoweringError(f"onnxruntime cannot open {source.label}: {first}") from error

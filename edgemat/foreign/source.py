@@ -110,6 +110,8 @@ def _check(proto: onnx.ModelProto, label: str) -> None:
         elements = 1
         for dim in tensor.dims:
             elements *= max(int(dim), 0)
+        if elements and tensor.data_type != onnx.TensorProto.STRING and not _holds_data(tensor):
+            raise LoweringError(f"initializer {tensor.name!r} is damaged: it holds none of its {elements} numbers")
         if elements >= 1 << 28:
             raise LoweringError(f"initializer {tensor.name!r} has {elements} elements, expected fewer than {1 << 28}")
     for node in graph.node:
@@ -146,3 +148,9 @@ def _check_texts(graph: onnx.GraphProto, label: str) -> None:
     wrong = [text for text in texts if not isinstance(text, str)]
     if wrong:
         raise LoweringError(f"{label} holds the name {wrong[0]!r}, which is not UTF-8; the file is damaged")
+
+
+def _holds_data(tensor: onnx.TensorProto) -> bool:
+    """Whether an initializer carries any numbers."""
+    fields = (tensor.float_data, tensor.int32_data, tensor.int64_data, tensor.double_data, tensor.uint64_data)
+    return bool(tensor.raw_data) or any(len(field) for field in fields)

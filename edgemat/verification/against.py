@@ -1,8 +1,9 @@
 """`compare`: a lowered file beside the foreign file it was made of, on the same samples.
 
-Both run under onnxruntime. Outputs are compared as numbers; every tensor of codes that both have is compared as codes,
-in the foreign file's order, so that the first node that differs is named. A difference is a node's own in those samples
-in which nothing before it differed.
+Both run under onnxruntime. Outputs are compared as numbers, with onnxruntime's optimisations, as users run the file.
+Every tensor of codes that both have is compared as codes, without them, as the file says, and in the foreign file's
+order, so that the first node that differs is named. A difference is a node's own in those samples in which nothing
+before it differed.
 """
 
 from __future__ import annotations
@@ -100,8 +101,8 @@ class FidelityReport:
         outputs: One for each output.
         nodes: One for each tensor of codes both files have, in the foreign file's order.
         unpaired: Why nodes are not compared, or "".
-        fused: Whether onnxruntime computes the original's outputs in the same way when inner tensors are looked at; if
-            not, it fuses other nodes then, and `nodes` describe that other run.
+        changed: How many numbers of the original's outputs onnxruntime's optimisations change; `outputs` are compared
+            with them, `nodes` without.
         broken: Names of nodes that the import calls exact, that have power-of-two scales, and whose own codes differ.
     """
 
@@ -112,7 +113,7 @@ class FidelityReport:
     outputs: list[OutputFidelity]
     nodes: list[NodeFidelity] = field(default_factory=list)
     unpaired: str = ""
-    fused: bool = True
+    changed: int = 0
     broken: list[str] = field(default_factory=list)
 
     @property
@@ -161,10 +162,10 @@ class FidelityReport:
                 f"{first.different} of {first.codes} codes, by at most {first.largest}. The import says of it: "
                 f"{first.fidelity}."
             )
-        if not self.fused:
+        if self.changed:
             lines.append(
-                "onnxruntime fuses the original's nodes differently when inner tensors are looked at, and its outputs "
-                "change; the outputs above are those of the run without, the nodes those of the run with."
+                f"onnxruntime's optimisations change {self.changed} numbers of the original's outputs: the table is "
+                "with them, as users run the file; the nodes are compared without them, as the file says."
             )
         if self.broken:
             lines.append(f"Called exact, and different from codes that are equal: {', '.join(self.broken)}.")
@@ -200,9 +201,21 @@ def compare(
         FormatError: for inputs that do not fit, or outputs of other shapes than the original's.
         EdgematError: if the executor is not installed.
     """
-    source = load(original)
     opened = net if isinstance(net, Graph) else open_model(net, inputs=formats or None).model
     graph = opened if isinstance(opened, Graph) else read(opened)
+    label = graph.name if isinstance(net, Graph) else str(net)
+    return compare_source(graph, label, load(original), inputs, formats, executor)
+
+
+def compare_source(
+    graph: Graph,
+    label: str,
+    source: Source,
+    inputs: Arrays,
+    formats: Mapping[str, str] | None = None,
+    executor: str | None = None,
+) -> FidelityReport:
+    """`compare` of files that are read already."""
     if graph.states:
         raise FormatError(f"{graph.name!r} has recurrent states, expected a file without any; compare it step by step")
     pairing, reason = _paired(source, graph, formats)
@@ -213,15 +226,14 @@ def compare(
     expected = plain(_feeds(plain, graph, arrays))
     outputs = _outputs(graph, plain, pairing, arrays, expected)
     nodes: list[NodeFidelity] = []
-    same = True
+    changed = 0
     if pairing.pairs:
-        nodes, same = _nodes(graph, source, pairing, arrays, expected, executor)
+        nodes, changed = _nodes(graph, source, pairing, arrays, expected, executor)
         if not nodes:
             reason = "the lowered file has none of the tensors that importing the original makes"
     hidden = pairing.inexact - {node.node for node in nodes}
     broken = [n.node for n in nodes if n.own and n.fidelity == "exact" and n.binary and not hidden]
-    label = graph.name if isinstance(net, Graph) else str(net)
-    return FidelityReport(label, source.label, plain.executor, samples, outputs, nodes, reason, same, broken)
+    return FidelityReport(label, source.label, plain.executor, samples, outputs, nodes, reason, changed, broken)
 
 
 def _paired(source: Source, graph: Graph, formats: Mapping[str, str] | None) -> tuple[Pairing, str]:
@@ -303,11 +315,11 @@ def _nodes(
     arrays: dict[str, np.ndarray],
     expected: dict[str, np.ndarray],
     executor: str | None,
-) -> tuple[list[NodeFidelity], bool]:
-    """Codes of every tensor both files have, some samples at a time; and whether the outputs were `expected`."""
+) -> tuple[list[NodeFidelity], int]:
+    """Codes of every tensor both files have, some samples at a time; and how many outputs are not `expected`."""
     pairs = [p for p in pairing.pairs if p.built in graph.tensors]
-    same = True
-    execution = Execution(source, [p.tensor for p in pairs], executor)
+    changed = 0
+    execution = Execution(source, [p.tensor for p in pairs], executor, optimised=False)
     feeds = _feeds(execution, graph, arrays)
     inner = list(dict.fromkeys(p.built for p in pairs if p.built not in graph.inputs))
     active = session.open_session(session.code_model(graph, inner, from_codes=True)) if inner else None
@@ -315,7 +327,7 @@ def _nodes(
     for start in range(0, len(next(iter(arrays.values()))), CHUNK):
         part = {name: array[start : start + CHUNK] for name, array in arrays.items()}
         truth = execution({name: array[start : start + CHUNK] for name, array in feeds.items()})
-        same &= all((truth[n] == expected[n][start : start + CHUNK]).all() for n in execution.outputs)
+        changed += sum(int((truth[n] != expected[n][start : start + CHUNK]).sum()) for n in execution.outputs)
         made = to_codes(graph, part, False)
         if active is not None:
             used = {port.name for port in active.get_inputs()}
@@ -334,7 +346,7 @@ def _nodes(
             known.node, known.op, known.tensor, codes, different, own, largest, known.fidelity, known.binary
         )
         rows.append(row)
-    return rows, bool(same)
+    return rows, changed
 
 
 def _difference(graph: Graph, known: Pair, truth: np.ndarray, made: np.ndarray) -> np.ndarray:

@@ -12,6 +12,7 @@ from onnx import AttributeProto, TensorProto, helper, numpy_helper
 QONNX = "qonnx.custom_op.general"
 LIMITS = (0, 1, -1, 2, 3, 7, 255, -128, 1 << 20, (1 << 31) - 1, 1 << 31, -(1 << 63), (1 << 63) - 1)
 REALS = (0.0, -1.0, 1.0, 0.3, float("nan"), float("inf"), -float("inf"), 1e-45, 1e38, 2.5)
+MODES = ("ROUND", "FLOOR", "CEIL", "DOWN", "UP", "HALF_UP", "HALF_DOWN")
 TEXTS = ("", "NOTSET", "SAME_UPPER", "ROUND", "x" * 5000, '"; rm -rf ~ #', "a\nb", "\0", "int main(){}", "../../x")
 OPERATORS = (
     *("Conv", "MatMul", "Gemm", "Relu", "Clip", "Add", "Mul", "Div", "Sub", "Concat", "MaxPool", "AveragePool"),
@@ -68,7 +69,7 @@ class Writer:
                 return self.node("BipolarQuant", [at, self.constant(scale)], QONNX)
             signed = int(channels > 0 or r.random() < 0.6)
             operands = [np.asarray(scale, np.float32), np.float32(0), np.float32(r.randint(2, 8))]
-            mode = "ROUND" if self.at == "x" else r.choice(("ROUND", "FLOOR", "CEIL", "ROUND_TO_ZERO", "HALF_UP"))
+            mode = "ROUND" if self.at == "x" else r.choice(MODES)
             inputs = [at, *(self.constant(v) for v in operands)]
             return self.node(
                 "Quant", inputs, QONNX, signed=signed, narrow=int(r.random() < 0.3 and signed), rounding_mode=mode
