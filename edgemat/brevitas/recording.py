@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edgemat.errors import LoweringError, UnsupportedOpError
+from edgemat.errors import EdgematError, LoweringError, UnsupportedOpError
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def record(
     try:
         with torch.no_grad():
             model(**example) if isinstance(example, dict) else model(*example)
-    except LoweringError:
+    except EdgematError:
         raise
     except Exception as error:
         first = (str(error).splitlines() or [""])[0][:300]

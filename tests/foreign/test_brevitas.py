@@ -133,7 +133,7 @@ def test_what_is_refused_is_named(tmp_path: Path) -> None:
     model = nn.Sequential(qnn.QuantIdentity(act_quant=Int8ActPerTensorFixedPoint), qnn.QuantLinear(8, 4))
     with pytest.raises(LoweringError, match="does not run on the example input"):
         to_onnx(model, torch.randn(2, 7), path)
-    from brevitas.quant.experimental.float import Fp8e4m3WeightPerTensorFloat
+    from brevitas.quant.float import Fp8e4m3WeightPerTensorFloat
 
     model = nn.Sequential(qnn.QuantLinear(8, 4, weight_quant=Fp8e4m3WeightPerTensorFloat))
     with pytest.raises(UnsupportedOpError, match="expected integers with one scale"):
