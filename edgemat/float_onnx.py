@@ -16,6 +16,7 @@ from torch import fx, nn
 from edgemat.errors import EdgematError, LoweringError, UnsupportedOpError
 from edgemat.foreign.constants import run
 from edgemat.foreign.source import Source, load, source_of
+from edgemat.foreign.translator import MALFORMED, malformed
 
 REMEDY = "build that part from torch layers by hand"
 
@@ -89,6 +90,9 @@ class _Reader:
                 self._visit(node)
             except EdgematError as error:
                 refusals.append(str(error))
+                self._refused |= set(node.outputs)
+            except MALFORMED as error:
+                refusals.append(str(self.refuse(node, malformed(error), "check the node with onnx.checker")))
                 self._refused |= set(node.outputs)
         if refusals:
             listed = "".join(f"\n  - {text}" for text in refusals)
