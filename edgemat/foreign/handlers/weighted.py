@@ -50,7 +50,7 @@ def weights_of(tr: Translator, node: ir.Node, known: Known, axis: int) -> Weight
             raise tr.refuse(
                 node,
                 f"float weights of more than {MAX_WEIGHT_BITS} bits without a quantiser",
-                "quantise the model first (edgemat.ptq takes a torch model and calibration data)",
+                "quantise the model first: edgemat.float_model makes torch layers of it, edgemat.ptq quantises those",
             )
         return Weights(*found, np.ones((), np.float32))
     scales = np.moveaxis(np.broadcast_to(known.scale, known.codes.shape), axis, 0)
