@@ -13,6 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgemat.foreign.chains import Chain, Step
+from edgemat.foreign.kernels import qlinear_add
 from edgemat.foreign.quantisers import Quantiser
 from edgemat.foreign.requantisers import clipped
 from edgemat.foreign.settling import settled
@@ -139,6 +140,9 @@ class Pairs:
         flat = chain.evaluate(total.reshape(-1, 1)).reshape(total.shape)
         slope = chain_slope(chain)
         weights = (units[0] * slope / float(quantiser.scale), sign * units[1] * slope / float(quantiser.scale))
+        if quantiser.style == "stored" and not chain and join.node.op_type == "Add":
+            pair = ((tr.type(join.a), join.a), (tr.type(join.b), join.b))
+            return cls(codes[0], codes[1], weights, qlinear_add(*pair, quantiser))
         return cls(codes[0], codes[1], weights, quantiser(flat))
 
 

@@ -48,7 +48,8 @@ class Quantiser:
         low: Smallest code (zero point subtracted).
         high: Largest code.
         rounding: A key of the rounding functions above.
-        style: "qonnx" (clip, then round) or "onnx" (round, add the zero point, clip).
+        style: "qonnx" (add the zero point, clip, round), "onnx" (round, add the zero point, clip), or "stored": what
+            follows an operator that an 8-bit kernel takes over, which rounds as "qonnx" does.
     """
 
     scale: np.ndarray
@@ -75,7 +76,7 @@ class Quantiser:
             return np.where(scaled >= 0, np.int64(1), np.int64(-1))
         rounding = ROUNDINGS[self.rounding]
         zero = np.float32(self.zero_point)
-        if self.style == "qonnx":
+        if self.style in ("qonnx", "stored"):
             shifted = scaled + zero
             kept = np.clip(shifted, np.float32(self.low) + zero, np.float32(self.high) + zero)
             return rounding(kept).astype(np.int64) - self.zero_point

@@ -178,7 +178,7 @@ def _shifted(
         return None
     if quantiser.rounding in ("CEIL", "AWAY"):
         return None  # no Requantize rounds up
-    if quantiser.style == "qonnx" and _shifts_ties(quantiser):
+    if quantiser.style != "onnx" and _shifts_ties(quantiser):
         return None
     rectified = "Relu" in steps
     if rectified and quantiser.low > 0:

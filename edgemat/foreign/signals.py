@@ -66,6 +66,7 @@ class Signal:
         perm: The file's order of axes: axis i of the file's tensor is axis ``perm[i]`` of `value`; None: the same.
         fused: Whether `value` is the accumulator of an integer kernel whose requantisation is one multiplication.
         zero: Zero point where the file's tensor is the stored integer ``code + zero``; None: the real number.
+        point: Zero point the file's stored integers were read with, for kernels that compute on those.
         witness: What the file's operator makes of the inputs of this one, where float32 may part from integers.
     """
 
@@ -75,6 +76,7 @@ class Signal:
     perm: tuple[int, ...] | None = None
     fused: bool = False
     zero: int | None = None
+    point: int = 0
     witness: Witness | None = field(default=None, compare=False)
 
     @property

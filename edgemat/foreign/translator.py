@@ -313,6 +313,13 @@ class Translator:
         if isinstance(quantity, Gathered):
             return quantise_gathered(self, node, quantity, quantiser)
         assert isinstance(quantity, Signal)
+        if (
+            quantiser.style == "stored"
+            and quantity.witness is not None
+            and quantity.witness.kernel
+            and not quantity.chain
+        ):
+            quantity = replace(quantity, fused=True, witness=None)
         made, how = quantise(self.bench, quantity, quantiser, node, name)
         self.note(node, how)
         if quantity.witness is not None:

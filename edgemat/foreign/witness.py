@@ -28,6 +28,7 @@ class Witness:
         codes: What the integer operator makes of them, int64 [K].
         values: What the file's operator makes of them, float32 [K].
         of: What was tried, for people: "pairs of codes", "sampled windows".
+        kernel: Whether the 8-bit kernel's result is one multiplication of the integer operator's.
         sums: Whether the integers are the exact result of what the file does, in whatever order float32 adds it up.
     """
 
@@ -35,6 +36,7 @@ class Witness:
     values: np.ndarray
     of: str
     sums: bool = True
+    kernel: bool = False
 
     def fidelity(self, function: Compiled) -> tuple[str, str]:
         """A note of what was tried, and the fidelity: for how many of the inputs the quantised codes differ."""
@@ -80,7 +82,7 @@ def products(first: tuple[Tensor, Signal], second: tuple[Tensor, Signal]) -> Wit
         a, b = (rng.choice(codes, MAX_PAIRS) for codes in (a, b))
         of = "sampled pairs of codes"
     values = real(*first, a) * real(*second, b)
-    return Witness(a * b, np.asarray(values, np.float32), of)
+    return Witness(a * b, np.asarray(values, np.float32), of, kernel=True)
 
 
 def averages(tensor: Tensor, signal: Signal, count: int) -> Witness | None:

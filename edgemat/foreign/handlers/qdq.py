@@ -53,7 +53,7 @@ def style(value: ir.Value | None) -> str:
     producer = None if value is None else value.producer()
     while producer is not None and producer.op_type in ("Relu", "Clip") and producer.inputs[0] is not None:
         producer = producer.inputs[0].producer()
-    return "qonnx" if producer is not None and producer.op_type in STORED_TIES else "onnx"
+    return "stored" if producer is not None and producer.op_type in STORED_TIES else "onnx"
 
 
 def dequantize_linear(tr: Translator, node: ir.Node) -> None:
@@ -83,7 +83,7 @@ def reinterpreted(tr: Translator, node: ir.Node, signal: Signal, scale: np.ndarr
     before = tr.type(signal).format
     real = np.ldexp(float(signal.factor), -before.fracs[0]) if signal.factor.size == 1 and not before.per_channel else 0
     if real == float(scale) and signal.zero == zero:
-        return replace(signal, zero=None)
+        return replace(signal, zero=None, point=zero)
     if before.per_channel or before.bipolar or signal.chain:
         raise tr.refuse(node, "integers read with another scale than they were written with", "use the same scale")
     moved = signal
@@ -92,7 +92,7 @@ def reinterpreted(tr: Translator, node: ir.Node, signal: Signal, scale: np.ndarr
         constant = tr.bench.literal(np.array([signal.zero - zero]), fmt, f"{tr.label(node)}_zero")
         value = tr.bench.add("Add", [signal.value, constant], {}, tr.label(node))
         moved = settled(tr, node, replace(signal, value=value))
-    return replace(moved, factor=np.asarray(np.ldexp(float(scale), before.fracs[0]), np.float32), zero=None)
+    return replace(moved, factor=np.asarray(np.ldexp(float(scale), before.fracs[0]), np.float32), zero=None, point=zero)
 
 
 def dequantised_constant(

@@ -71,7 +71,7 @@ class Expansion:
         tr, node = self.tr, self.node
         quantiser = onnx_quantiser(tr.known(node, scale).array, tr.optional(node, zero))
         if node.op_type.removeprefix("QLinear") in STORED_TIES:
-            quantiser = replace(quantiser, style="qonnx")
+            quantiser = replace(quantiser, style="stored")
         quantity = tr.values[value]
         if not isinstance(quantity, (Signal, Raw, Joined, Gathered)):
             raise tr.refuse(node, "all its inputs are constants", "fold the constants of the file")
