@@ -29,11 +29,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from edgemat.errors import LoweringError
+
 Function = Callable[[np.ndarray], np.ndarray]
 """int64 codes [C, K] to int64 codes [C, K], channel by channel."""
 
 MAX_MULTIPLIER_BITS = 30
 MAX_SHIFT = 56
+MAX_THRESHOLDS = 1 << 23
+"""Thresholds of all channels together: more would take gigabytes to find."""
 GRIDS = (16, 15, 17, 14, 18, 13, 19, 12, 20)
 """Fractional bits tried between two roundings."""
 
@@ -50,7 +54,15 @@ def find_thresholds(function: Function, lo: np.ndarray, hi: np.ndarray, low: int
 
     Returns:
         int64 [C, high - low]: T[c, j - low - 1], from lo[c] to hi[c] + 1.
+
+    Raises:
+        LoweringError: for more than `MAX_THRESHOLDS` thresholds.
     """
+    if lo.size * (high - low) > MAX_THRESHOLDS:
+        raise LoweringError(
+            f"{high - low} thresholds for each of {lo.size} channels, expected at most {MAX_THRESHOLDS} together; "
+            "use one scale for all channels"
+        )
     levels = np.arange(low + 1, high + 1, dtype=np.int64)
     left = np.repeat(lo[:, None], levels.size, axis=1)
     right = np.repeat(hi[:, None] + 1, levels.size, axis=1)

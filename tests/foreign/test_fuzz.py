@@ -196,7 +196,7 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
     "weights of strings": (lambda: dense(np.array([["a"] * 2] * 3, dtype=object)), "holds no numbers"),
     "weights outside the file": (lambda: dense(external()), "outside the file"),
     "weights that are not there": (lambda: dense(hollow(3, 2)), "is damaged: it holds none"),
-    "2**62 weights": (lambda: dense(hollow(1 << 31, 1 << 31)), "elements, expected fewer"),
+    "2**62 weights": (lambda: dense(hollow(1 << 31, 1 << 31)), "is damaged: it holds none"),
     "weights of -1 rows": (lambda: dense(hollow(-1, 2)), "damaged|element|fit|well-formed|negative"),
     "a circle": (lambda: chain(node("Relu", ["y"], ["v"]), node("Relu", ["v"], ["y"])), "well-formed|cycl"),
     "a value from nowhere": (lambda: chain(node("Add", ["x", "nowhere"], ["y"])), "'nowhere'"),
@@ -222,6 +222,24 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
     "nothing": (lambda: b"", "no graph"),
     "text": (lambda: b"hello, world", "not an ONNX file"),
     "an empty graph": (lambda: model([], [], []), "no graph"),
+    "thresholds for a million channels": (
+        lambda: model(
+            [
+                helper.make_node("Quant", ["x", "one", "zero", "bits"], ["v"], "q", domain=QONNX, signed=1, narrow=0),
+                node("Conv", ["v", "w"], ["u"], group=1 << 20, kernel_shape=[1, 1]),
+                node("Mul", ["u", "scale"], ["s"]),
+                helper.make_node("Quant", ["s", "real", "zero", "bits"], ["y"], "p", domain=QONNX, signed=1, narrow=0),
+            ],
+            *ends(("N", 1 << 20, 1, 1)),
+            one=np.float32(1),
+            zero=np.float32(0),
+            bits=np.float32(8),
+            w=np.ones((1 << 20, 1, 1, 1), np.float32),
+            scale=np.linspace(0.3, 0.7, 1 << 20, dtype=np.float32).reshape(1, -1, 1, 1),
+            real=np.float32(0.3),
+        ),
+        "thresholds for each of 1048576 channels",
+    ),
     "a huge constant out of a small one": (
         lambda: model(
             [
