@@ -152,6 +152,11 @@ BRANCHES: dict[str, Branch] = {
     "average_of_torch": lambda k: row(nn.AdaptiveAvgPool2d(1), qnn.QuantIdentity(act_quant=k.signed)),
     "shifted": lambda k: conv(k, qnn.QuantIdentity(act_quant=k.shifted), padding=1),
     "upsample": lambda k: qnn.QuantUpsample(scale_factor=2),
+    "scale_bias": lambda k: row(
+        qnn.QuantScaleBias(3, True, runtime_shape=(1, -1, 1, 1), weight_quant=k.weight, return_quant_tensor=False),
+        relu(k),
+    ),
+    "hard_swish": lambda k: qnn.QuantHardSwish(act_quant=k.signed),
 }
 
 
