@@ -77,6 +77,17 @@ def test_requant_shift_refuses(changed: dict[str, float], message: str, tmp_path
         imported(model_of([node], (3,), constants), bytes_of(3), tmp_path)
 
 
+def test_inputs_whose_long_names_begin_alike(tmp_path: Path) -> None:
+    """QuantLab's names differ behind 48 characters; the arguments of the C library must differ too."""
+    names = [f"{'features_ql_replaced_integerize_pact_conv2d_pass_' * 2}{number}" for number in range(2)]
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 3]) for name in (*names, "y")]
+    graph = helper.make_graph([helper.make_node("Add", names, ["y"])], "file", ends[:2], ends[2:])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)]), tmp_path / "file.onnx")
+    stated = dict.fromkeys(names, "fixed<8,8>")
+    edgemat.import_onnx(tmp_path / "file.onnx", tmp_path / "net.onnx", inputs=stated)
+    assert edgemat.verify(tmp_path / "net.onnx", samples=4, backends=("reference", "mcu")).ok
+
+
 # -- integers by arithmetic -------------------------------------------------------------------------------------------
 def nemo(divided: str, top: float) -> onnx.ModelProto:
     """A dense layer and NEMO's quantiser: integers that floats carry, clipped by attributes (operator set 9)."""

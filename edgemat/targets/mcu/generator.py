@@ -138,10 +138,10 @@ class _Planner:
         return made
 
     def ports(self, kind: str, tensors: Sequence[NativeTensor], names: Sequence[str]) -> tuple[Port, ...]:
-        made = []
+        made, own = [], Identifiers()  # names may differ only behind what an identifier keeps of them
         for tensor, name in zip(tensors, names, strict=True):
             single = len(tensors) == 1
-            ident = self.arguments[kind if single else f"{kind}_{identifier(name)}"]
+            ident = self.arguments[kind if single else f"{kind}_{own[name]}"]
             prefix = f"{self.prefix}_{ident}"
             fmt = tensor.format
             verb = "quantize" if kind == "input" else "dequantize"
@@ -175,7 +175,7 @@ class _Planner:
         fields = Identifiers()
         made = []
         for state in self.network.states:
-            tensor, field = state.held, f"state_{fields[identifier(state.name)]}"
+            tensor, field = state.held, f"state_{fields[state.name]}"
             fmt = str(tensor.format) if not tensor.format.per_channel else f"{tensor.format.width} bits by channel"
             shape = "x".join(map(str, tensor.shape))
             made.append(
