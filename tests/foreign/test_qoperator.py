@@ -14,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import edgemat
 from edgemat.foreign.importing import ImportRefused, import_onnx
+from tests.foreign.qoperator_form import qoperator_form
 
 MICROSOFT = "com.microsoft"
 KINDS = {np.dtype(np.uint8): TensorProto.UINT8, np.dtype(np.int8): TensorProto.INT8}
@@ -213,3 +214,24 @@ def test_scales_found_at_run_time_are_refused(tmp_path: Path) -> None:
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]), tmp_path / "d.onnx")
     with pytest.raises(ImportRefused, match=r"'dynamic'.*quantise statically"):
         import_onnx(tmp_path / "d.onnx", tmp_path / "net.onnx")
+
+
+def test_a_real_network_is_its_integer_kernels(data_dir: Path, tmp_path: Path) -> None:
+    """MLPerf Tiny's ResNet8 with real images: every code of every layer, of the QDQ file and of its integer form."""
+    qdq = data_dir / "mlperf_qdq_onnx" / "resnet.onnx"
+    images = np.load(data_dir / "cifar10_raw" / "cifar10_raw.npz")["x"][:24].astype(F)
+    model = qoperator_form(str(qdq))
+    onnx.save(model, tmp_path / "one.onnx")
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    session = ort.InferenceSession(str(tmp_path / "one.onnx"), options)
+    names = [output.name for output in session.get_outputs()]
+    runs = [session.run(names, {session.get_inputs()[0].name: image[None]}) for image in images]
+    expected = {name: np.concatenate([run[i] for run in runs]) for i, name in enumerate(names)}
+    assert not import_onnx(tmp_path / "one.onnx", tmp_path / "net.onnx").inexact
+    found = edgemat.Simulator(tmp_path / "net.onnx")(images)
+    for name, values in zip(names, found.values(), strict=True):
+        assert (np.asarray(values) == expected[name]).all(), name
+    import_onnx(qdq, tmp_path / "qdq.onnx")
+    logits = np.asarray(edgemat.Simulator(tmp_path / "qdq.onnx")(images))
+    assert (logits == expected[names[0]]).mean() >= 0.995
