@@ -203,7 +203,13 @@ def _batch(ports: Sequence[onnx.ValueInfoProto]) -> int:
 def _typed(array: np.ndarray, value: onnx.ValueInfoProto) -> np.ndarray:
     kind = value.type.tensor_type.elem_type
     dtype = helper.tensor_dtype_to_np_dtype(kind) if kind != TensorProto.UNDEFINED else np.dtype(np.float32)
-    return np.ascontiguousarray(array, dtype)
+    if dtype.kind not in "iub":
+        return np.ascontiguousarray(array, dtype)
+    with np.errstate(invalid="ignore"):
+        made = np.ascontiguousarray(array, dtype)
+    if (made != array).any():
+        raise LoweringError(f"input {value.name!r} takes {dtype} numbers, was given others; round and clip them first")
+    return made
 
 
 # -- the operators of QONNX -----------------------------------------------------------------------------------------
