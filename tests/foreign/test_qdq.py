@@ -249,6 +249,29 @@ def test_refusals(build: Callable[[Group], str], reason: str, tmp_path: Path) ->
         import_onnx(saved(build, tmp_path / "group.onnx"), tmp_path / "net.onnx")
 
 
+def test_where_onnxruntime_saturates_is_said(tmp_path: Path) -> None:
+    """s8 weights over the whole range, and such as no pair of products makes saturate."""
+
+    def small(g: Group) -> str:
+        q = g.constant(g.rng.integers(-60, 61, (6, 5)).astype(S8))
+        weights = g.node("DequantizeLinear", q, g.constant(F(0.021)), g.constant(S8(0)))
+        return g.pair(g.node("MatMul", g.pair("x", 0.03, U8(121)), weights), 0.05, U8(100))
+
+    for build, said in ((matmul, True), (small, False)):
+        report = import_onnx(saved(build, tmp_path / "group.onnx"), tmp_path / "net.onnx")
+        note = next(row.note for row in report.rows if row.op == "MatMul")
+        assert ("without VNNI" in note) == said
+
+
+def test_a_factor_that_is_not_positive_is_refused(tmp_path: Path) -> None:
+    def build(g: Group) -> str:
+        x = g.pair(g.node("Flatten", "x"), 0.03, U8(121))
+        return g.pair(g.node("Gemm", x, g.weights(108, 5), alpha=-1.0), 0.2, U8(100))
+
+    with pytest.raises(ImportRefused, match="alpha -1.0"):
+        import_onnx(saved(build, tmp_path / "group.onnx"), tmp_path / "net.onnx")
+
+
 def test_integer_ends(tmp_path: Path) -> None:
     """A file whose first and last quantisers were cut off, as conversions for microcontrollers have them."""
     g = Group()

@@ -141,6 +141,8 @@ def gemm(tr: Translator, node: ir.Node) -> None:
     if not tr.integer(node, "transB"):
         known = known.reshaped(np.transpose)
     alpha, beta = tr.real(node, "alpha", 1.0), tr.real(node, "beta", 1.0)
+    if not alpha > 0:
+        raise tr.refuse(node, f"alpha {alpha}", "expected a positive factor; multiply the weights by it")
     bias = tr.quantity(node, 2)
     if isinstance(bias, Known) and beta != 1:
         bias = Known(bias.array * np.float32(beta))
@@ -196,6 +198,17 @@ def written(
         made = made.through(made.chain.then(Step(f"{name}_bias", "Add", {}, (None, constant)), tr.source.opset))
     tr.set(node, made)
     tr.note(node, f"weights {weights.format.width} bits" if not weights.format.bipolar else "weights -1 and +1")
+    if made.fused and saturates(weights.codes):
+        tr.note(node, "onnxruntime's kernels saturate here on x86 without VNNI, unless session.x64quantprecision is 1")
+
+
+def saturates(codes: np.ndarray) -> bool:
+    """Whether two products of such weights with unsigned bytes can leave 16 bits, where kernels add them in pairs."""
+    rows = np.abs(codes.reshape(len(codes), -1))
+    if rows.shape[1] < 2 or (codes.ndim > 2 and codes.shape[1] == 1):  # depthwise kernels add one by one
+        return False
+    largest = np.partition(rows, -2, axis=1)[:, -2:].sum(axis=1)
+    return bool(codes.min() < 0 and (largest * 255 > 32767).any())
 
 
 def bias_codes(
