@@ -78,12 +78,15 @@ def exported(model: nn.Module, example_input: Example) -> onnx.ModelProto:
     if not isinstance(model, nn.Module):
         raise LoweringError(f"to_onnx got a {type(model).__name__}, expected a torch.nn.Module")
     example = two_samples(example_input)
-    twin = copy.deepcopy(model).eval()
+    example = {k: x.cpu() for k, x in example.items()} if isinstance(example, dict) else tuple(x.cpu() for x in example)
+    twin = copy.deepcopy(model).cpu().eval()
     quantisers = quantisers_of(twin)
     calls = record(twin, quantisers, example)
     replace_quantisers(twin, quantisers, calls)
     with torch.no_grad():
         made, names = traced(twin, example)
+    ends = {value.name for value in made.graph.inputs}
+    names = [f"{label}_output" if label in ends else label for label in names]
     taken = set(names)
     for node in made.graph:
         for value in node.outputs:

@@ -12,8 +12,11 @@ torch = pytest.importorskip("torch")
 brevitas = pytest.importorskip("brevitas", reason="pip install edgemat[brevitas]")
 
 import brevitas.nn as qnn  # noqa: E402
+from brevitas.inject import ExtendedInjector  # noqa: E402
+from brevitas.proxy import ActQuantProxyFromInjector  # noqa: E402
 from brevitas.quant import (  # noqa: E402
     Int8ActPerTensorFixedPoint,
+    Int16Bias,
     SignedBinaryActPerTensorConst,
     SignedBinaryWeightPerTensorConst,
     SignedTernaryActPerTensorConst,
@@ -23,7 +26,7 @@ from torch import nn  # noqa: E402
 
 import edgemat  # noqa: E402
 from edgemat.brevitas.conversion import to_onnx  # noqa: E402
-from edgemat.errors import EdgematError, LoweringError, UnsupportedOpError  # noqa: E402
+from edgemat.errors import LoweringError, UnsupportedOpError  # noqa: E402
 
 from .brevitas_models import FLOATS, KINDS, PIXELS, POWERS, Branches, plain, trained  # noqa: E402
 
@@ -122,6 +125,64 @@ def test_inputs_that_the_model_does_not_quantise(tmp_path: Path) -> None:
     assert np.array_equal(outputs(model, x)["output"], simulated(path, x)["output"])
 
 
+class Twice(nn.Module):
+    """One layer used on two scales, so that its bias has two; two inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = qnn.QuantIdentity(act_quant=POWERS.signed, return_quant_tensor=True)
+        self.second = qnn.QuantIdentity(act_quant=POWERS.signed, bit_width=5, return_quant_tensor=True)
+        self.layer = qnn.QuantLinear(8, 8, weight_quant=POWERS.weight, bias_quant=Int16Bias)
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"x": plain(self.layer(self.first(x))), "y": plain(self.layer(self.second(y)))}
+
+
+def test_a_layer_used_twice_and_two_inputs(tmp_path: Path) -> None:
+    torch.manual_seed(6)
+    model, x, y = Twice(), torch.randn(64, 8), 16 * torch.randn(64, 8)
+    model.train()(x, y)
+    model.eval()
+    to_onnx(model, {"y": y[:2], "x": x[:2]}, tmp_path / "net.onnx")
+    with torch.no_grad():
+        wanted = model(x, y)
+    found = edgemat.Simulator(tmp_path / "net.onnx")({"x": x.numpy(), "y": y.numpy()})
+    assert {name: np.array_equal(z.numpy(), found[f"{name}_output"]) for name, z in wanted.items()} == {
+        "x": True,
+        "y": True,
+    }
+
+
+class OfTheData(nn.Module):
+    """A quantiser whose scale is found at run time."""
+
+    def __init__(self) -> None:  # Brevitas' injector reads the signature
+        super().__init__()
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        scale = x.abs().max() / 127
+        return torch.round(x / scale) * scale, scale, torch.tensor(0.0), torch.tensor(8.0)
+
+
+class HalfUp(nn.Module):
+    """A quantiser that rounds halves up, which QONNX has no name for."""
+
+    def __init__(self) -> None:  # Brevitas' injector reads the signature
+        super().__init__()
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        y = torch.floor(x * 16 + 0.5).clamp(-128, 127) / 16
+        return y, torch.tensor(1 / 16), torch.tensor(0.0), torch.tensor(8.0)
+
+
+class Own(ExtendedInjector):
+    """Brevitas' form of a user's quantiser."""
+
+    proxy_class = ActQuantProxyFromInjector
+    signed = True
+    narrow_range = False
+
+
 def test_what_is_refused_is_named(tmp_path: Path) -> None:
     path, x = tmp_path / "net.onnx", torch.randn(2, 8)
     with pytest.raises(UnsupportedOpError, match="no Brevitas quantiser"):
@@ -138,9 +199,10 @@ def test_what_is_refused_is_named(tmp_path: Path) -> None:
     model = nn.Sequential(qnn.QuantLinear(8, 4, weight_quant=Fp8e4m3WeightPerTensorFloat))
     with pytest.raises(UnsupportedOpError, match="expected integers with one scale"):
         to_onnx(model, x, path)
-    model = nn.Sequential(qnn.QuantIdentity(act_quant=Int8ActPerTensorFixedPoint, scaling_impl_type="stats"))
-    with pytest.raises(EdgematError, match="takes its scale from the data"):
-        to_onnx(trained(model, 8), x, path)
+    for own, message in ((OfTheData, "takes its scale from the data"), (HalfUp, "rounds in a way of its own")):
+        quantiser = type("Own", (Own,), {"tensor_quant": own})
+        with pytest.raises(UnsupportedOpError, match=message):
+            to_onnx(nn.Sequential(qnn.QuantIdentity(act_quant=quantiser)), x, path)
     assert not path.exists()
 
 
