@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,21 +13,19 @@ import torch
 from torch import Tensor, nn
 
 from edgemat.errors import EdgematError, FormatError
-from edgemat.formats import Fixed
 from edgemat.nn import arguments
-from edgemat.nn.accumulator import AccumulatorQuantizer
-from edgemat.nn.accumulator_limit import project_weights, sum_of
-from edgemat.nn.activation import QuantConstant
+from edgemat.nn.accumulator_limit import project_weights
 from edgemat.nn.batch_norm import BatchNorm, QuantBatchNorm
+from edgemat.nn.folded_start import ROUNDS, fit_and_follow, real_statistics, set_statistics
 from edgemat.nn.learned_activation import LearnedActivationQuantizer
-from edgemat.nn.learned_width import LearnedWidthQuantizer
 from edgemat.nn.quantizer import FixedQuantizer
-from edgemat.nn.rounding import EXPONENT_LIMIT, Grid, quantize_codes, range_frac
+from edgemat.nn.rounding import Grid, quantize_codes, range_frac
+from edgemat.nn.weight_points import best_frac, fit_weights, limit_weights
 from edgemat.nn.weighted_layer import WeightedLayer
 
 METHODS = ("minmax", "percentile", "mse")
+BATCH_NORMS = ("follow", "keep")
 _KEPT = 1 << 15
-_CANDIDATES = 8
 
 
 class Statistics:
@@ -95,32 +93,22 @@ class Statistics:
             part.fit_range(torch.tensor(self.low), torch.tensor(self.high), frac)
 
 
-def best_frac(values: Tensor, widest: int, codes_of: Callable[[Tensor, float], Tensor]) -> int:
-    """The binary point of the least squared error, from `widest` to finer ones; the coarser of equals.
-
-    Args:
-        values: float64.
-        widest: The coarsest binary point tried.
-        codes_of: Codes of the values times a factor (`FixedQuantizer.round_codes`).
-    """
-    errors = []
-    for frac in range(widest, min(widest + _CANDIDATES, EXPONENT_LIMIT)):
-        codes = codes_of(values, 2.0**frac)
-        errors.append((float((codes * 2.0**-frac - values).square().sum()), frac))
-    return min(errors)[1]
-
-
 def calibrate(
     module: nn.Module,
     batches: Iterable[Any],
     method: str = "minmax",
     percentile: float = 99.99,
     max_batches: int | None = None,
+    batch_norm: str = "follow",
 ) -> nn.Module:
     """Sets the binary points of activations from data and of weights from the weights, in place.
 
     Learned binary points start here; stated ones are kept. Batch norms that never saw a batch estimate their running
     statistics from the batches first, because weights are quantised with them folded in.
+
+    With ``"mse"`` the statistics of the others follow: they move by what quantisation changes in them on these batches
+    (those of one sample left out), and weights with a batch norm folded in get the binary points that have the least
+    error there. Batch norms that `edgemat.freeze_batch_norm` froze stay as they are.
 
     Args:
         module: The result of `edgemat.quantize`, or a module built from edgemat.nn layers.
@@ -130,15 +118,19 @@ def calibrate(
             error.
         percentile: The central part in percent.
         max_batches: Batches taken at most; None takes all.
+        batch_norm: ``"follow"``, or ``"keep"`` for statistics that stay although the method is ``"mse"``.
 
     Returns:
         The module, in the mode it came in.
 
     Raises:
-        FormatError: for an unknown method, no batches, a module without quantisers, or values that are not finite.
+        FormatError: for an unknown method or treatment of batch norms, no batches, a module without quantisers, or
+            values that are not finite.
     """
     if method not in METHODS:
         raise FormatError(f"calibration method is {method!r}, expected one of {', '.join(METHODS)}")
+    if batch_norm not in BATCH_NORMS:
+        raise FormatError(f"calibration: batch_norm is {batch_norm!r}, expected one of {', '.join(BATCH_NORMS)}")
     percentile = arguments.number("calibration: percentile", percentile, above=50, most=100)
     arguments.sequence("calibration", batches)
     limit = None if max_batches is None else arguments.whole("calibration: max_batches", max_batches, 1)
@@ -160,31 +152,51 @@ def calibrate(
         if isinstance(part, FixedQuantizer) and part.role != "weights" and not part.stated
     ]
     every = [part for part in module.modules() if isinstance(part, FixedQuantizer) and part.role != "weights"]
-    progress = _Progress(len(taken) * (2 if fresh else 1))
-    try:
-        module.eval()
+    moving = [norm for norm in norms if norm in fresh or not norm.frozen]
+    shown = taken if fresh else [batch for batch in taken if _samples(batch) > 1]
+    follow = method == "mse" and batch_norm == "follow" and bool(moving) and bool(shown)
+    progress = _Progress(len(taken) * (1 + ROUNDS if follow else 2 if fresh else 1))
+
+    def show(batches: Sequence[Any]) -> None:
+        for batch in batches:
+            observe(module, batch)
+            progress.advance()
+
+    def watch() -> None:
         for part in every:
             part._observer = Statistics(_KEPT if method != "minmax" else 0, part.per_channel)
+
+    def settle() -> None:
+        for part in observed:
+            found = part._observer
+            assert isinstance(found, Statistics)
+            found.settle(part, method, percentile)
+
+    try:
+        module.eval()
+        watch()
         with torch.no_grad():
-            if fresh:
-                for norm in fresh:
-                    norm.estimating = True
-                fit_weights(module, method)
-                for batch in taken:
-                    observe(module, batch)
-                    progress.advance()
-                for norm in fresh:
-                    norm.estimating = False
+            if follow:
+                before = real_statistics(module, moving, lambda: show(shown))
+                for norm, moments in zip(moving, before, strict=True):
+                    if norm in fresh:
+                        set_statistics(norm, moments, len(shown))
+                settle()
                 for part in every:
-                    part._observer = Statistics(_KEPT if method != "minmax" else 0, part.per_channel)
-            fit_weights(module, method)
-            for batch in taken:
-                observe(module, batch)
-                progress.advance()
-            for part in observed:
-                found = part._observer
-                assert isinstance(found, Statistics)
-                found.settle(part, method, percentile)
+                    part._observer = None
+                fit_and_follow(module, moving, before, lambda: show(shown))
+            else:
+                if fresh:
+                    for norm in fresh:
+                        norm.estimating = True
+                    fit_weights(module, method)
+                    show(taken)
+                    for norm in fresh:
+                        norm.estimating = False
+                    watch()
+                fit_weights(module, method)
+                show(taken)
+                settle()
         for part in module.modules():
             if isinstance(part, WeightedLayer | QuantBatchNorm):
                 limit_weights(part)
@@ -201,68 +213,15 @@ def calibrate(
     return module
 
 
-def fit_weights(module: nn.Module, method: str = "minmax") -> None:
-    """Sets the binary points of all learned weights from their present values, batch norm folded in."""
-    for part in module.modules():
-        if isinstance(part, WeightedLayer):
-            if part.limiter is not None:
-                sum_of(part, part.limiter)
-            _fit(part.weight_quantizer, part.folded()[0], method)
-            if part.bias_quantizer is not None:
-                part.bias_quantizer.fit(part.folded()[1])
-        elif isinstance(part, QuantBatchNorm):
-            assert part.running_mean is not None and part.running_var is not None
-            _fit(part.weight_quantizer, part.real_affine(part.running_mean, part.running_var)[0].float(), method)
-        elif isinstance(part, QuantConstant):
-            _fit(part.weight_quantizer, _constant(module, part), method)
-        elif isinstance(part, nn.Module) and hasattr(part, "weight_quantizer") and hasattr(part, "weight"):
-            _fit(part.weight_quantizer, part.weight, method)  # type: ignore[arg-type]
-
-
-@torch.no_grad()
-def limit_weights(layer: WeightedLayer | QuantBatchNorm) -> None:
-    """Coarsens learned weights where the bias, on the accumulator's grid, would not fit its width."""
-    quantizer, source = layer.weight_quantizer, layer.source()
-    if isinstance(layer, WeightedLayer):
-        bias = layer.folded()[1]
-    else:
-        assert layer.running_mean is not None and layer.running_var is not None
-        bias = layer.real_affine(layer.running_mean, layer.running_var)[1]
-    if quantizer.stated or bias is None or source is None or not source.ready:
-        return
-    grid = layer.bias_grid
-    if isinstance(quantizer, AccumulatorQuantizer):
-        grid = Grid.of(Fixed(max(min(quantizer.bits - 1, grid.width), 2), 0, True, "RND", "SAT_SYM"))
-    finest = [range_frac(min(b, 0.0), max(b, 0.0), grid) - source.finest() if b else None for b in bias.tolist()]
-    present = quantizer.exponents().expand(len(finest)).tolist()
-    limited = [f if limit is None else min(f, limit) for f, limit in zip(present, finest, strict=True)]
-    if limited != present:
-        quantizer.set_frac(torch.tensor(limited) if quantizer.per_channel else min(limited))
-
-
-def _constant(root: nn.Module, part: QuantConstant) -> Tensor:
-    if not part.target:
-        return part.value
-    owner, _, name = part.target.rpartition(".")
-    found = getattr(root.get_submodule(owner), name)
-    assert isinstance(found, Tensor)
-    return found
-
-
-def _fit(quantizer: FixedQuantizer, weight: Tensor, method: str) -> None:
-    if quantizer.stated:
-        return
-    weight = weight.detach()
-    quantizer.fit(weight)
-    if method != "mse" or isinstance(quantizer, LearnedWidthQuantizer | AccumulatorQuantizer):
-        return
-    widest = quantizer.exponents()
-    if not quantizer.per_channel:
-        quantizer.set_frac(best_frac(weight.double().reshape(-1), int(widest), quantizer.round_codes))
-        return
-    rows = quantizer._rows(weight.double())
-    fracs = [best_frac(row, int(f), quantizer.round_codes) for row, f in zip(rows, widest.tolist(), strict=True)]
-    quantizer.set_frac(torch.tensor(fracs))
+def _samples(batch: Any) -> int:
+    """Size of a batch's first axis."""
+    item = batch
+    if isinstance(batch, Mapping):
+        item = next(iter(batch.values()))
+    elif isinstance(batch, Sequence) and not isinstance(batch, str):
+        item = batch[0]
+    shape = np.shape(item)
+    return int(shape[0]) if shape else 1
 
 
 def observe(module: nn.Module, batch: Any) -> None:

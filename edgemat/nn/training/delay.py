@@ -15,11 +15,12 @@ from torch import Tensor, nn
 
 from edgemat.errors import FormatError
 from edgemat.nn.bipolar import BipolarQuantizer
-from edgemat.nn.calibration import METHODS, Statistics, fit_weights
+from edgemat.nn.calibration import METHODS, Statistics
 from edgemat.nn.emission import exporting
 from edgemat.nn.quantizer import FixedQuantizer
 from edgemat.nn.training.reference import real
 from edgemat.nn.training.traversal import quantizers_in_order
+from edgemat.nn.weight_points import fit_weights
 
 
 class RealPass:

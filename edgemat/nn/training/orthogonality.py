@@ -28,10 +28,11 @@ import torch
 from torch import Tensor, nn
 
 from edgemat.errors import EdgematError, FormatError
-from edgemat.nn.calibration import fit_weights, observe
+from edgemat.nn.calibration import observe
 from edgemat.nn.conversion import quantize
 from edgemat.nn.training.reference import real_values
 from edgemat.nn.training.traversal import weighted_layers
+from edgemat.nn.weight_points import fit_weights
 from edgemat.nn.weighted_layer import WeightedLayer
 from edgemat.recipe import Recipe
 

@@ -23,13 +23,14 @@ from torch import Tensor, nn
 from edgemat.nn import arguments
 from edgemat.nn.batch_norm import QuantBatchNorm, folded_scale
 from edgemat.nn.bipolar import BipolarQuantizer
-from edgemat.nn.calibration import calibrate, limit_weights, observe
+from edgemat.nn.calibration import calibrate, observe
 from edgemat.nn.conversion import quantize
 from edgemat.nn.layer import exact_arithmetic
 from edgemat.nn.learned_activation import LearnedActivationQuantizer
 from edgemat.nn.linear import QuantLinear
 from edgemat.nn.training.reference import real_values
 from edgemat.nn.training.traversal import parts_in_order
+from edgemat.nn.weight_points import limit_weights
 from edgemat.nn.weighted_layer import WeightedLayer
 from edgemat.recipe import Recipe
 
@@ -66,7 +67,7 @@ def ptq(
     limit = None if max_batches is None else arguments.whole("ptq: max_batches", max_batches, 1)
     taken = list(itertools.islice(arguments.sequence("ptq", batches), limit))
     q = quantize(model, recipe).eval()
-    calibrate(q, taken, method, percentile)
+    calibrate(q, taken, method, percentile, batch_norm="keep")
     if bias_correction:
         correct_biases(q, taken)
     return q
