@@ -17,6 +17,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgemat.errors import LoweringError
 
+ORIGIN = "origin"
+"""Among a step's inputs: the number the chain began with, as in ``x * sigmoid(x)``."""
+
 Sign = Callable[["Step"], np.ndarray]
 
 
@@ -28,7 +31,8 @@ class Step:
         node: Name of the node in the file.
         op_type: Standard operator.
         attributes: Its attributes.
-        inputs: Constants, each a scalar () or [C]; None marks the variable and, behind it, an absent input is "".
+        inputs: Constants, each a scalar () or [C]; None marks the variable, `ORIGIN` what the chain began with, "" an
+            absent input.
     """
 
     node: str
@@ -55,7 +59,8 @@ class Step:
 
     def sign(self) -> np.ndarray:
         """1 where the step is non-decreasing, -1 where it is non-increasing, 0 where neither is known: () or [C]."""
-        rule = MONOTONE.get(self.op_type)
+        own = any(isinstance(value, str) and value == ORIGIN for value in self.inputs)
+        rule = None if own else MONOTONE.get(self.op_type)
         return np.zeros((), np.int64) if rule is None else np.asarray(rule(self)).astype(np.int64)
 
 
@@ -175,7 +180,7 @@ class Chain:
             names = []
             for place, value in enumerate(step.inputs):
                 if value is None or isinstance(value, str):
-                    names.append(current if value is None else "")
+                    names.append(current if value is None else "x" if value == ORIGIN else "")
                     continue
                 name = f"c{index}_{place}"
                 flat = value.reshape(-1)

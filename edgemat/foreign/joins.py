@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
-from edgemat.foreign.chains import Chain, Step
+from edgemat.errors import LoweringError
+from edgemat.foreign.chains import ORIGIN, Chain, Step
 from edgemat.foreign.kernels import qlinear_add
 from edgemat.foreign.quantisers import Quantiser
 from edgemat.foreign.requantisers import clipped
@@ -35,7 +36,14 @@ def joined(tr: Translator, node: ir.Node) -> None:
         raise tr.refuse(node, "two variable inputs", "only Add, Sub and Mul join two tensors")
     if any(isinstance(tr.quantity(node, i), Raw) for i in range(2)):
         tr.signal(node, 0), tr.signal(node, 1)
-    a, b = (settled(tr, node, tr.signal(node, i)) for i in range(2))
+    try:
+        a, b = (settled(tr, node, tr.signal(node, i)) for i in range(2))
+    except LoweringError:
+        own = _with_itself(tr, node)
+        if own is None:
+            raise
+        tr.set(node, own)
+        return
     name = tr.label(node)
     if node.op_type == "Mul":
         factor = np.asarray(a.factor * b.factor, np.float32)
@@ -45,6 +53,18 @@ def joined(tr: Translator, node: ir.Node) -> None:
         tr.set(node, Signal(tr.bench.add(node.op_type, [a.value, b.value], {}, name), a.factor))
     else:
         tr.set(node, Joined(node, a, b))
+
+
+def _with_itself(tr: Translator, node: ir.Node) -> Signal | None:
+    """A tensor that meets a function of itself, as in ``x * hardsigmoid(x)``: still a function of one number."""
+    a, b = tr.signal(node, 0), tr.signal(node, 1)
+    same = a.value is b.value and np.array_equal(a.factor, b.factor) and a.perm == b.perm and a.zero is b.zero is None
+    if not same or bool(a.chain) == bool(b.chain):
+        return None
+    inputs = (None, ORIGIN) if a.chain else (ORIGIN, None)
+    source = a if a.chain else b
+    step = Step(tr.label(node), node.op_type, {}, inputs)
+    return replace(source.through(source.chain.then(step, tr.source.opset)), fused=False)
 
 
 MAX_PAIRS = 1 << 20

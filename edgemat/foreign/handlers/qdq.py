@@ -53,7 +53,11 @@ def style(value: ir.Value | None) -> str:
     producer = None if value is None else value.producer()
     while producer is not None and producer.op_type in ("Relu", "Clip") and producer.inputs[0] is not None:
         producer = producer.inputs[0].producer()
-    return "stored" if producer is not None and producer.op_type in STORED_TIES else "onnx"
+    if producer is None or producer.op_type not in STORED_TIES:
+        return "onnx"
+    sources = [value.producer() for value in producer.inputs if value is not None]
+    fused = all(source is not None and source.op_type == "DequantizeLinear" for source in sources)
+    return "stored" if fused else "onnx"
 
 
 def dequantize_linear(tr: Translator, node: ir.Node) -> None:
