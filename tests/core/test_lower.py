@@ -405,6 +405,29 @@ def test_padding_stays_apart_from_max_pooling(tmp_path, pads):
     assert edgemat.verify(tmp_path / "padded.onnx", x.numpy(), backends=("onnx",), module=module).ok
 
 
+def test_padding_keeps_its_axes_where_onnxruntime_moves_a_transpose_past_it(tmp_path):
+    """It permutes the pads of a Pad as if they named every axis: those of three axes of four were out of bounds."""
+
+    class Padded(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.inner = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1)
+            self.pad, self.down = nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(16, 32, 3, stride=2)
+            self.end, self.skip = nn.Conv2d(32, 32, 3, padding=1), nn.Conv2d(16, 32, 1, stride=2)
+            self.pool, self.head = nn.AvgPool2d(4), nn.Linear(32, 4)
+
+        def forward(self, x):
+            x = torch.relu(self.stem(x))
+            x = torch.relu(self.inner(x) + x)
+            x = torch.relu(self.skip(x) + self.end(torch.relu(self.down(self.pad(x)))))
+            return self.head(self.pool(x).permute(0, 2, 3, 1).flatten(1))
+
+    torch.manual_seed(0)
+    module = edgemat.calibrate(edgemat.quantize(Padded()), [torch.randn(4, 3, 8, 8)])
+    edgemat.to_onnx(module.eval(), torch.zeros(1, 3, 8, 8), tmp_path / "padded.onnx")
+    assert edgemat.verify(tmp_path / "padded.onnx", samples=2, backends=("onnx",)).ok
+
+
 def test_inputs_by_name_may_come_in_any_order(tmp_path):
     class Sum(torch.nn.Module):
         def __init__(self):
