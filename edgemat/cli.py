@@ -244,8 +244,8 @@ def verify(
     256), or --inputs [steps, samples, ...]. Corner sequences run beside them, no longer than they are.
 
     --against runs the foreign file that MODEL was made of on the same --inputs and prints equal outputs, equal largest
-    classes, and the first node that differs. Exit code 3 when a largest class differs, or the integers of a node that
-    the import calls exact and whose scales are powers of two.
+    classes, and the first node that differs. Exit code 3 when a largest class differs, or the integers of a QONNX node
+    that the import calls exact and whose scales are powers of two.
     """
     if against is not None and (inputs is None or codes or backends or samples or steps or corner_steps is not None):
         raise click.UsageError(

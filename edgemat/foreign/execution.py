@@ -41,6 +41,7 @@ class Execution:
     Attributes:
         executor: Who computes what, for reports.
         batch: Samples of one run.
+        whole: Whether onnxruntime runs the file as a whole.
 
     Args:
         source: The file.
@@ -63,6 +64,7 @@ class Execution:
         if self.batch > MAX_BATCH:
             raise LoweringError(f"{self.label} has a batch of {self.batch}, expected at most {MAX_BATCH}")
         foreign = {node.domain for node in source.proto.graph.node} - set(STANDARD)
+        self.whole = not foreign
         self._run: Callable[[Arrays], Arrays]
         if foreign:
             nodes = NodeByNode(source, [*self.outputs, *taps], executor)

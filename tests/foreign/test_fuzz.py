@@ -32,7 +32,7 @@ from tests.foreign.strangers import QONNX, damaged_bytes, damaged_graph, small_g
 
 ROOT = Path(__file__).resolve().parents[2]
 FUZZ = settings(
-    max_examples=60,
+    max_examples=40,
     deadline=None,
     derandomize=True,
     phases=(Phase.explicit, Phase.generate),
@@ -81,9 +81,9 @@ def test_networks_with_damaged_bytes(r: Random) -> None:
 def test_the_campaign_takes_and_refuses() -> None:
     """A control: the generators reach both ends, so that neither all are refused nor nothing is damaged."""
     with limited():
-        found = Counter(judge(case(seed, [])).partition(",")[0] for seed in range(120))
-    assert found["taken"] > 20
-    assert found["refused"] > 20
+        found = Counter(judge(case(seed, [])).partition(",")[0] for seed in range(80))
+    assert found["taken"] > 12
+    assert found["refused"] > 12
 
 
 def test_a_wrong_import_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,7 +107,7 @@ def test_damaged_real_files(folder: str) -> None:
     paths = [p for p in sorted(Path(data, folder).rglob("*.onnx")) if p.stat().st_size < 1 << 18]
     r = Random(5)
     for path in paths:
-        for _ in range(6):
+        for _ in range(3):
             with limited():
                 judge(damaged_bytes(path.read_bytes(), r))
 
