@@ -118,9 +118,8 @@ def test_trunc_drops_bits(scale: float, mode: str, zero: int, tmp_path: Path) ->
     assert len(np.unique(wanted)) > 60
 
 
-@pytest.mark.parametrize("signed", [0, 1])
-@pytest.mark.parametrize("zero", [0, 8])
-@pytest.mark.parametrize("mode", ["FLOOR", "ROUND", "CEIL"])
+@pytest.mark.parametrize(("signed", "zero"), [(1, 0), (1, 8), (0, 8)])
+@pytest.mark.parametrize("mode", ["FLOOR", "ROUND"])
 @pytest.mark.parametrize("scale", [0.125, 0.3])
 def test_trunc_with_an_output_scale(scale: float, mode: str, zero: int, signed: int, tmp_path: Path) -> None:
     """The second form clips: the sum of four has ten bits, of which three go and six are kept."""
