@@ -53,7 +53,16 @@ def run(job: Job, folder: Path) -> dict[str, Any]:
 
 
 def train(q: nn.Module, split: Split, job: Job) -> None:
-    """QFX; binary points are a parameter group of their own."""
+    """QFX; binary points are a parameter group of their own, batch norms freeze for the last quarter of the steps."""
     rate = float(job.option("rate", job.budget.rate))
     groups = edgemat.parameter_groups(q, rate, rate * float(job.option("points", 1.0)))
-    loop.train(q, split, job, job.budget.epochs, rate, groups)
+    steps = job.budget.epochs * (len(split.x) // job.budget.batch)
+    left = round(float(job.option("freeze", 0.75)) * steps)
+
+    def after_step() -> None:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            edgemat.freeze_batch_norm(q)
+
+    loop.train(q, split, job, job.budget.epochs, rate, groups, after_step=after_step)
