@@ -85,17 +85,17 @@ class ImportReport:
         from rich.table import Table
         from rich.text import Text
 
-        table = Table(title=f"{self.source}: {len(self.rows)} nodes")
+        table = Table(title=Text(f"{self.source}: {len(self.rows)} nodes"))  # names of strangers hold no markup
         for column in ("node", "operator", "fate", "what it became", "fidelity"):
             table.add_column(column, overflow="fold")
         colours = {TAKEN: "green", FOLDED: "dim", REFUSED: "bold red", BEHIND: "yellow"}
         for row in self.rows:
             style = "yellow" if row.fidelity not in ("", "exact") else ""
             cells = (
-                row.node,
-                row.op,
+                Text(row.node),
+                Text(row.op),
                 Text(row.fate, style=colours[row.fate]),
-                row.note,
+                Text(row.note),
                 Text(row.fidelity, style=style),
             )
             table.add_row(*cells)

@@ -139,7 +139,7 @@ class FidelityReport:
         from rich.table import Table
         from rich.text import Text
 
-        table = Table(title=f"{self.net} against {self.original}: {self.samples} samples")
+        table = Table(title=Text(f"{self.net} against {self.original}: {self.samples} samples"))
         for column in ("output", "equal numbers", "equal rows", "equal argmax", "largest difference", "in codes"):
             table.add_column(column, overflow="fold")
         for output in self.outputs:

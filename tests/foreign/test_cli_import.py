@@ -127,6 +127,16 @@ def test_every_refusal_at_once(invoke: Any, hopeless: Path, tmp_path: Path) -> N
     assert [row.node for row in caught.value.report.refused] == ["first", "second"]
 
 
+def test_names_are_shown_as_they_are(invoke: Any, tmp_path: Path) -> None:
+    """Brackets in names are no markup of the terminal's."""
+    nodes = [quant("x", "a", "fine"), helper.make_node("Mystery", ["a"], ["y"], "[/bold]", domain="[red]")]
+    path = saved(tmp_path / "[b].onnx", nodes, 3, fine=np.float32(0.5), zero=np.float32(0), bits=np.float32(8))
+    outcome = invoke("import", path, "-o", tmp_path / "net.onnx", "--report")
+    assert outcome.code == 1
+    assert "[/bold]" in outcome.out
+    assert "[red]::Mystery" in outcome.out
+
+
 def test_formats_of_inputs(invoke: Any, unstated: Path, tmp_path: Path) -> None:
     outcome = invoke("import", unstated, "-o", tmp_path / "net.onnx")
     assert outcome.code == 1
