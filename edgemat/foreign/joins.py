@@ -16,9 +16,10 @@ from edgemat.errors import LoweringError
 from edgemat.foreign.chains import ORIGIN, Chain, Step
 from edgemat.foreign.kernels import qlinear_add
 from edgemat.foreign.quantisers import Quantiser
-from edgemat.foreign.requantisers import clipped
+from edgemat.foreign.requantisers import clipped, rounded_first
 from edgemat.foreign.settling import settled
 from edgemat.foreign.signals import Joined, Known, Raw, Signal
+from edgemat.foreign.solver import Gaps, Rounding, solve_offset
 from edgemat.foreign.witness import products
 from edgemat.formats import Fixed
 
@@ -81,27 +82,33 @@ def quantise_join(tr: Translator, node: ir.Node, join: Joined, quantiser: Quanti
     name = tr.label(node)
     grid = Pairs.of(tr, node, join, quantiser)
     expected = grid.expected
-    best: tuple[int, int, int, list[int]] | None = None
+    low, high = max(int(expected.min()) - 1, quantiser.low), min(int(expected.max()) + 1, quantiser.high)
+    best: tuple[int, int, int, list[int], Rounding] | None = None
     for bits in GRID_BITS:
         m = [int(np.rint(np.ldexp(w, bits))) for w in grid.weights]
         z = grid.sums(m)
         if np.abs(z).max() >= 1 << 31:
             continue
+        separated = solve_offset(Gaps.between(z, expected, low, high), bits)
+        if separated is not None:
+            best = 0, bits, separated[1], m, separated[0]
+            break
         offset, wrong = _fitted(z, expected, bits, quantiser)
         if best is None or wrong < best[0]:
-            best = wrong, bits, offset, m
-        if not wrong:
-            break
+            best = wrong, bits, offset, m, Rounding("RND")
     if best is None:
         raise tr.refuse(node, "a real sum far larger than what its quantiser keeps", "calibrate the model again")
-    wrong, bits, offset, m = best
+    wrong, bits, offset, m, rounding = best
     value = _summed(tr, join, quantiser, m, bits, offset, name)
-    made = clipped(
-        tr.bench, tr.bench.requantised(value, replace(quantiser.format, rounding="RND"), name), quantiser, name
-    )
+    target = replace(quantiser.format, rounding=rounding.mode)
+    stated = f"{bits}"
+    if rounding.grid is not None:
+        value = rounded_first(tr.bench, value, np.array([rounding.grid + target.fracs[0]]), name)
+        stated += f", rounded at {rounding.grid} bits first"
+    made = clipped(tr.bench, tr.bench.requantised(value, target, name), quantiser, name)
     total = expected.size
     fidelity = "exact" if not wrong else f"differs for {wrong} of {total} pairs of codes, by at most 1"
-    tr.note(node, f"{join.node.op_type} with multipliers {m[0]} and {m[1]}, shift {bits}, on {total} pairs", fidelity)
+    tr.note(node, f"{join.node.op_type} with multipliers {m[0]} and {m[1]}, shift {stated}, on {total} pairs", fidelity)
     return Signal(made, quantiser.factor)
 
 

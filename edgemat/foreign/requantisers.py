@@ -274,7 +274,7 @@ def _multiplied(
     scaled = bench.add("Affine", inputs, attrs, f"{name}_scale")
     stated = _span(solved.shift)
     if solved.grid is not None:
-        scaled = _rounded_first(bench, scaled, points + spread(solved.grid), name)
+        scaled = rounded_first(bench, scaled, points + spread(solved.grid), name)
         stated += f", rounded at {_span(solved.grid)} bits first"
     value = clipped(bench, bench.requantised(scaled, target, name), quantiser, name)
     return value, f"multiplier of {solved.width} bits, shift {stated}"
@@ -285,7 +285,7 @@ def _span(shifts: np.ndarray) -> str:
     return f"{found[0]}" if len(found) == 1 else f"{found[0]} to {found[-1]}"
 
 
-def _rounded_first(bench: Workbench, scaled: ir.Value, fracs: np.ndarray, name: str) -> ir.Value:
+def rounded_first(bench: Workbench, scaled: ir.Value, fracs: np.ndarray, name: str) -> ir.Value:
     """The products on a coarser grid, halves up, nothing cut off."""
     tensor = bench.type(scaled)
     finest = max(tensor.format.fracs)

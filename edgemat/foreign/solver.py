@@ -93,6 +93,22 @@ class Gaps:
     has_below: np.ndarray
     has_above: np.ndarray
 
+    @classmethod
+    def between(cls, codes: np.ndarray, values: np.ndarray, low: int, high: int) -> Gaps:
+        """The gaps between codes whose values are known one by one: levels above `low` up to `high`, one channel.
+
+        Where codes of different values interleave, ``below`` is not below ``above`` and nothing separates them.
+        """
+        far = np.iinfo(np.int64).max
+        places = np.clip(values.reshape(-1) - low, 0, high - low)
+        largest, smallest = np.full(high - low + 1, -far), np.full(high - low + 1, far)
+        np.maximum.at(largest, places, codes.reshape(-1))
+        np.minimum.at(smallest, places, codes.reshape(-1))
+        below = np.maximum.accumulate(largest)[:-1]
+        above = np.minimum.accumulate(smallest[::-1])[::-1][1:]
+        known = below[None] != -far, above[None] != far
+        return cls(low, np.where(known[0], below, 0), np.where(known[1], above, 0), *known)
+
     @property
     def levels(self) -> np.ndarray:
         """The levels, int64 [L]."""
@@ -181,6 +197,22 @@ def solve_multipliers(gaps: Gaps, slopes: np.ndarray, offset_bits: int = 31) -> 
         left &= ~taken
         if not left.any():
             return Multipliers(a, b, shift, "RND_CONV", grids)
+    return None
+
+
+def solve_offset(gaps: Gaps, shift: int, offset_bits: int = 31) -> tuple[Rounding, int] | None:
+    """The rounding and the offset b with which ``round((x + b) * 2**-shift)`` separates every level, or None.
+
+    Args:
+        gaps: What is to be separated, of one channel.
+        shift: Right shift.
+        offset_bits: Bits the offset may have beside its sign.
+    """
+    roundings = [Rounding("RND"), Rounding("RND_CONV"), *(Rounding("RND_CONV", g) for g in GRIDS if g < shift)]
+    for rounding in roundings:
+        found, offsets = _offsets(gaps, np.ones(1, np.int64), np.array([shift], np.int64), rounding)
+        if found.all() and abs(int(offsets[0])) < 1 << offset_bits:
+            return rounding, int(offsets[0])
     return None
 
 

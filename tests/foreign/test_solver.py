@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from edgemat.foreign.solver import Gaps, find_thresholds, solve_multipliers
+from edgemat.foreign.solver import Gaps, Multipliers, find_thresholds, solve_multipliers, solve_offset
 
 RNG = np.random.default_rng(5)
 
@@ -103,3 +103,21 @@ def test_two_roundings_equal_float32_where_no_line_does() -> None:
         assert (applied(once, codes, 0, 255) != expected).any()
         return
     pytest.fail("no slope needed two roundings")
+
+
+@pytest.mark.parametrize(("ratios", "mode"), [((0.5, 1.5), "RND_CONV"), ((0.8357, 1.6521), "RND")])
+def test_an_offset_separates_every_pair_of_a_sum(ratios: tuple[float, float], mode: str) -> None:
+    a, b = np.arange(-128, 128)[:, None], np.arange(256)[None, :]
+    values = a.astype(np.float32) * np.float32(ratios[0]) + b.astype(np.float32) * np.float32(ratios[1])
+    expected = np.clip(np.round(values), -128, 127).astype(np.int64)
+    shift = 20
+    z = round(ratios[0] * 2**shift) * a + round(ratios[1] * 2**shift) * b
+    solved = solve_offset(Gaps.between(z, expected, -128, 127), shift)
+    assert solved is not None and solved[0].mode == mode and solved[0].grid is None
+    one = np.ones(1, np.int64)
+    found = Multipliers(one, one * solved[1], one * shift, solved[0].mode)
+    assert (applied(found, z.reshape(1, -1), -128) == expected.reshape(1, -1)).all()
+    other = Multipliers(one, one * solved[1], one * shift, "RND" if mode == "RND_CONV" else "RND_CONV")
+    if mode == "RND_CONV":
+        assert (applied(other, z.reshape(1, -1), -128) != expected.reshape(1, -1)).any()
+    assert solve_offset(Gaps.between(z, expected[::-1], -128, 127), shift) is None
