@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -229,6 +230,8 @@ def _padded(rd: _Reader, node: ir.Node, x: fx.Node, kernel: tuple[int, ...]) -> 
         pads = (*before, *after)
     elif auto == "VALID":
         pads = (0,) * 2 * rank
+    elif auto not in ("NOTSET", ""):
+        raise rd.refuse(node, f"auto_pad {auto!r}", "give explicit pads")
     if pads[:rank] == pads[rank:]:
         return x, pads[:rank]
     if node.op_type != "Conv":
@@ -335,6 +338,8 @@ def _pool(rd: _Reader, node: ir.Node) -> None:
             kernel, strides, padding, dilations, ceil_mode=ceil
         )
     else:
+        if any(step != 1 for step in rd.attribute(node, "dilations", ())):
+            raise rd.refuse(node, "an average with dilations", "average neighbours")
         counted = bool(rd.attribute(node, "count_include_pad", 0))
         average: Any = nn.AvgPool1d if len(kernel) == 1 else nn.AvgPool2d
         layer = average(kernel, strides, padding, ceil, counted)
@@ -351,6 +356,8 @@ def _mean(rd: _Reader, node: ir.Node) -> None:
     given = rd.constant(node, 1)
     axes = rd.attribute(node, "axes", ()) if given is None else tuple(int(a) for a in given.reshape(-1))
     chosen = tuple(sorted(axis % rd.rank(node) for axis in axes))
+    if not chosen or 0 in chosen:
+        raise rd.refuse(node, f"a mean over axes {axes or 'all'}", "average behind the batch, over stated axes")
     rd.set(node, rd.call(torch.mean, rd.data(node), chosen, bool(rd.attribute(node, "keepdims", 1))))
 
 
@@ -361,12 +368,19 @@ def _flatten(rd: _Reader, node: ir.Node) -> None:
     rd.set(node, rd.layer(nn.Flatten(), rd.data(node)))
 
 
+def _sample_size(rd: _Reader, node: ir.Node) -> int:
+    """Elements of one sample of the node's first input."""
+    return math.prod(rd.size(node, axis) for axis in range(1, rd.rank(node)))
+
+
 def _reshape(rd: _Reader, node: ir.Node) -> None:
     given = rd.constant(node, 1)
     target = [int(d) for d in (rd.attribute(node, "shape", ()) if given is None else given.reshape(-1))]
     shape = node.outputs[0].shape
     if len(target) < 2 or target[0] not in (0, -1, 1) or (target[0] == 1 and rd.size(node, 0) != 1):
         raise rd.refuse(node, f"a reshape to {target}", "keep the batch on axis 0")
+    if len(target) == 2 and target[0] == -1 and target[1] != _sample_size(rd, node):
+        raise rd.refuse(node, f"a reshape to {target}, which moves elements into the batch", "write [0, -1]")
     if len(target) == 2:
         rd.set(node, rd.layer(nn.Flatten(), rd.data(node)))
         return
@@ -384,6 +398,8 @@ def _transpose(rd: _Reader, node: ir.Node) -> None:
 
 def _concat(rd: _Reader, node: ir.Node) -> None:
     axis = rd.attribute(node, "axis", 1)
+    if axis % rd.rank(node) == 0:
+        raise rd.refuse(node, "a concatenation along the batch", "join samples outside of the network")
     rd.set(node, rd.call(torch.cat, tuple(rd.data(node, index) for index in range(len(node.inputs))), axis))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -81,7 +82,15 @@ def run(tr: Translator, node: ir.Node, arrays: list[np.ndarray | None]) -> list[
         inferred = onnx.shape_inference.infer_shapes(model)
         for value, known in zip(model.graph.output, inferred.graph.output, strict=True):
             value.CopyFrom(known)
+            elements = math.prod(max(dim.dim_value, 1) for dim in known.type.tensor_type.shape.dim)
+            if elements >= MAX_ELEMENTS:
+                raise LoweringError(
+                    f"node {tr.label(node)!r} ({node.op_type}) makes a constant of {elements} elements, expected fewer "
+                    f"than {MAX_ELEMENTS}; fold the constants of the file first"
+                )
         found = open_session(model.SerializeToString()).run(None, {})
+    except LoweringError:
+        raise
     except Exception as error:
         first = (str(error).splitlines() or [""])[0][:200]
         raise LoweringError(f"node {tr.label(node)!r} ({node.op_type}) of constants cannot be run: {first}") from error

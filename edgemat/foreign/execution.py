@@ -19,7 +19,7 @@ import onnx_ir as ir
 from onnx import TensorProto, helper, numpy_helper
 
 from edgemat.errors import EdgematError, LoweringError
-from edgemat.foreign.quantisers import ROUNDING_NAMES, ROUNDINGS, Quantiser, qonnx_quantiser
+from edgemat.foreign.quantisers import LAYOUTS, ROUNDING_NAMES, ROUNDINGS, Quantiser, qonnx_quantiser
 from edgemat.foreign.runtime import open_session
 from edgemat.foreign.source import Source
 
@@ -280,7 +280,8 @@ def _bipolar(attributes: dict[str, Any], x: np.ndarray, scale: np.ndarray) -> An
 
 def _thresholds(attributes: dict[str, Any], x: np.ndarray, thresholds: np.ndarray) -> Any:
     """FINN's MultiThreshold: how many thresholds [C, T] a number reaches, by channel."""
-    channels_last = attributes.get("data_layout", b"").decode().endswith("C") and x.ndim > 2
+    layout = attributes.get("data_layout", b"").decode() or LAYOUTS.get(x.ndim, "NC")
+    channels_last = layout.endswith("C") and x.ndim > 2
     moved = np.moveaxis(x, -1, 1) if channels_last else x
     laid = thresholds.reshape(thresholds.shape[0], *(1,) * (moved.ndim - 2), -1)
     count = (moved[..., None] >= laid).sum(axis=-1).astype(np.float32)

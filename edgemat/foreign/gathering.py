@@ -42,7 +42,6 @@ def quantise_gathered(tr: Translator, node: ir.Node, gathered: Gathered, quantis
     if quantiser.scale.size > 1:
         raise tr.refuse(node, "scales by channel behind a concatenation", "use one scale")
     steps, moves = steps_and_moves(gathered.path)
-    kept = dict(tr.values)
     made = []
     for part in gathered.parts:
         quantity: Quantity = part
@@ -50,12 +49,10 @@ def quantise_gathered(tr: Translator, node: ir.Node, gathered: Gathered, quantis
             quantity = _through(tr, quantity, step)
         assert isinstance(quantity, (Signal, Joined, Raw))
         made.append(tr.quantised(node, quantity, quantiser))
-    for value, signal in zip(gathered.node.inputs, made, strict=True):
-        assert value is not None
-        tr.values[value] = signal
-    tr.handle(gathered.node)
-    joined = tr.values[gathered.node.outputs[0]]
-    tr.values = kept
+    inputs = [value for value in gathered.node.inputs if value is not None]
+    with tr.assuming(dict(zip(inputs, made, strict=True))):
+        tr.handle(gathered.node)
+        joined = tr.values[gathered.node.outputs[0]]
     assert isinstance(joined, Signal)
     return moved(tr, joined, moves)
 
@@ -69,11 +66,6 @@ def _repeated(tr: Translator, signal: Signal, node: ir.Node) -> Signal:
 def _through(tr: Translator, quantity: Quantity, node: ir.Node) -> Quantity:
     """The quantity behind one node, which reads it as its only variable."""
     value = next(v for v in node.inputs if v is not None and not isinstance(tr.values[v], Known))
-    before, after = tr.values[value], tr.values.get(node.outputs[0])
-    tr.values[value] = quantity
-    tr.handle(node)
-    made = tr.values[node.outputs[0]]
-    tr.values[value] = before
-    if after is not None:
-        tr.values[node.outputs[0]] = after
-    return made
+    with tr.assuming({value: quantity}):
+        tr.handle(node)
+        return tr.values[node.outputs[0]]

@@ -84,6 +84,7 @@ def quantise_join(tr: Translator, node: ir.Node, join: Joined, quantiser: Quanti
     expected = grid.expected
     low, high = max(int(expected.min()) - 1, quantiser.low), min(int(expected.max()) + 1, quantiser.high)
     best: tuple[int, int, int, list[int], Rounding] | None = None
+    furthest = 0
     for bits in GRID_BITS:
         m = [int(np.rint(np.ldexp(w, bits))) for w in grid.weights]
         z = grid.sums(m)
@@ -93,9 +94,9 @@ def quantise_join(tr: Translator, node: ir.Node, join: Joined, quantiser: Quanti
         if separated is not None:
             best = 0, bits, separated[1], m, separated[0]
             break
-        offset, wrong = _fitted(z, expected, bits, quantiser)
+        offset, wrong, far = _fitted(z, expected, bits, quantiser)
         if best is None or wrong < best[0]:
-            best = wrong, bits, offset, m, Rounding("RND")
+            best, furthest = (wrong, bits, offset, m, Rounding("RND")), far
     if best is None:
         raise tr.refuse(node, "a real sum far larger than what its quantiser keeps", "calibrate the model again")
     wrong, bits, offset, m, rounding = best
@@ -107,7 +108,7 @@ def quantise_join(tr: Translator, node: ir.Node, join: Joined, quantiser: Quanti
         stated += f", rounded at {rounding.grid} bits first"
     made = clipped(tr.bench, tr.bench.requantised(value, target, name), quantiser, name)
     total = expected.size
-    fidelity = "exact" if not wrong else f"differs for {wrong} of {total} pairs of codes, by at most 1"
+    fidelity = "exact" if not wrong else f"differs for {wrong} of {total} pairs of codes, by at most {furthest}"
     tr.note(node, f"{join.node.op_type} with multipliers {m[0]} and {m[1]}, shift {stated}, on {total} pairs", fidelity)
     return Signal(made, quantiser.factor)
 
@@ -209,8 +210,8 @@ def chain_slope(chain: Chain) -> float:
     return slope
 
 
-def _fitted(z: np.ndarray, expected: np.ndarray, bits: int, quantiser: Quantiser) -> tuple[int, int]:
-    """The offset with which ``(z + offset + half) >> bits`` is right most often, and for how many pairs it is not."""
+def _fitted(z: np.ndarray, expected: np.ndarray, bits: int, quantiser: Quantiser) -> tuple[int, int, int]:
+    """The offset with which ``(z + offset + half) >> bits`` is right most often, how many pairs differ, and how far."""
     half = 1 << (bits - 1)
     order = np.argsort(z, axis=None, kind="stable")
     sums, codes = z.reshape(-1)[order], expected.reshape(-1)[order]
@@ -221,14 +222,15 @@ def _fitted(z: np.ndarray, expected: np.ndarray, bits: int, quantiser: Quantiser
     low = np.where(inside | (codes == quantiser.high), least, np.iinfo(np.int64).min).max(initial=-(1 << 40))
     high = np.where(inside | (codes == quantiser.low), most, np.iinfo(np.int64).max).min(initial=1 << 40)
     tried = {0, int(low), int(high), int((low + high) // 2)}
-    scored = [(_wrong(sums, codes, bits, offset, quantiser), abs(offset), offset) for offset in tried]
-    wrong, _, offset = min(scored)
-    return offset, wrong
+    scored = [(*_wrong(sums, codes, bits, offset, quantiser), abs(offset), offset) for offset in tried]
+    wrong, far, _, offset = min(scored)
+    return offset, wrong, far
 
 
-def _wrong(sums: np.ndarray, codes: np.ndarray, bits: int, offset: int, quantiser: Quantiser) -> int:
+def _wrong(sums: np.ndarray, codes: np.ndarray, bits: int, offset: int, quantiser: Quantiser) -> tuple[int, int]:
+    """For how many sums the codes differ, and by how much at most."""
     found = np.clip((sums + offset + (1 << (bits - 1))) >> bits, quantiser.low, quantiser.high)
-    return int((found != codes).sum())
+    return int((found != codes).sum()), int(np.abs(found - codes).max(initial=0))
 
 
 def _summed(

@@ -27,6 +27,9 @@ ROUNDING_NAMES: dict[str, str] = {
 }
 """What a name of QONNX does, in the words of `edgemat.rounding`; CEIL (up) and AWAY (from zero) are not among those."""
 
+LAYOUTS = {2: "NC", 3: "NWC", 4: "NCHW"}
+"""What qonnx's MultiThreshold takes data of each rank for where the node does not say."""
+
 ROUNDINGS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "RND_CONV": np.round,
     "CEIL": np.ceil,

@@ -3,9 +3,10 @@
 The function ``codes -> codes`` that the file computes is known exactly (`Compiled`); it is written, best first, as
 
 1. a Requantize, where every scale is a power of two and nothing but a ReLU stands between;
-2. a multiplier, an offset and a shift for each channel (an Affine), where some equal the function everywhere;
-3. a Table, for inputs of at most 12 bits and channels that agree;
-4. Thresholds, for monotone functions.
+2. Thresholds, where they are few and differ by channel, and a Table, where it is small and the channels agree;
+3. a multiplier, an offset and a shift for each channel (an Affine), where some equal the function everywhere;
+4. a Table, for inputs of at most 12 bits and channels that agree;
+5. Thresholds, for monotone functions.
 """
 
 from __future__ import annotations

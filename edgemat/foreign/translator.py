@@ -6,7 +6,8 @@ Handlers (`edgemat.foreign.handlers`) take the translator and a node and say wha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -138,7 +139,8 @@ class Translator:
             self.handle(node)
         except EdgematError as error:
             self._refuse(node)
-            return Row(label, op, REFUSED, str(error))
+            named = str(error) if f"node {label!r}" in str(error) else f"node {label!r} ({op}): {error}"
+            return Row(label, op, REFUSED, named)
         except MALFORMED as error:
             self._refuse(node)
             return Row(label, op, REFUSED, str(self.refuse(node, malformed(error), "check the node with onnx.checker")))
@@ -288,6 +290,16 @@ class Translator:
         QuantizeLinear)."""
         return bool((factor != 1).any()) and self._integers
 
+    @contextmanager
+    def assuming(self, known: Mapping[ir.Value, Quantity]) -> Iterator[None]:
+        """Takes tensors of the file for something else; what is handled inside is forgotten behind it."""
+        kept = self.values
+        self.values = {**kept, **known}
+        try:
+            yield
+        finally:
+            self.values = kept
+
     # -- what handlers do ---------------------------------------------------------------------------------------------
     def set(self, node: ir.Node, quantity: Quantity, index: int = 0) -> None:
         """Says what an output of a node is."""
@@ -329,15 +341,13 @@ class Translator:
     def _from_input(self, node: ir.Node, raw: Raw, quantiser: Quantiser) -> Signal:
         """Quantises the graph input itself, then repeats the nodes that stand between: they only move elements."""
         signal = self._input_codes(node, raw.source, quantiser)
-        kept = dict(self.values)
-        self.values[raw.source] = signal
-        for between in raw.path:
-            self.handle(between)
-        if raw.path:
-            quantity = self.values[raw.path[-1].outputs[0]]
-            assert isinstance(quantity, Signal)
-            signal = quantity
-        self.values = kept
+        with self.assuming({raw.source: signal}):
+            for between in raw.path:
+                self.handle(between)
+            if raw.path:
+                quantity = self.values[raw.path[-1].outputs[0]]
+                assert isinstance(quantity, Signal)
+                signal = quantity
         return signal
 
     def _input_codes(self, node: ir.Node, source: ir.Value, quantiser: Quantiser) -> Signal:

@@ -227,10 +227,12 @@ def split(imp: Importer, node: ir.Node) -> None:
     extent = tensor.sample_shape[axis]
     if len(node.inputs) > 1 and node.inputs[1] is not None:
         sizes = [int(v) for v in imp.required(node, 1).reshape(-1)]
+    elif "split" in node.attributes:  # operator sets before 13
+        sizes = [int(v) for v in imp.attr(node, "split")]
     else:
         chunk = -(-extent // len(node.outputs))
         sizes = [min(chunk, extent - i * chunk) for i in range(len(node.outputs))]
-    if sum(sizes) != extent or min(sizes) < 1:
+    if sum(sizes) != extent or min(sizes) < 1 or len(sizes) != len(node.outputs):
         raise imp.refuse(node, f"sizes {sizes} of an axis of {extent}", "every part needs at least one element")
     start = 0
     for output, size in zip(node.outputs, sizes, strict=True):

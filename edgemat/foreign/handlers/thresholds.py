@@ -9,13 +9,11 @@ import onnx_ir as ir
 
 from edgemat.foreign.handlers.elementwise import channels_first
 from edgemat.foreign.handlers.qonnx import DOMAINS
-from edgemat.foreign.quantisers import Quantiser
+from edgemat.foreign.quantisers import LAYOUTS, Quantiser
 from edgemat.foreign.signals import Joined, Raw, Signal
 from edgemat.foreign.translator import Handler, Translator
 
 _CHANNEL_AXES = {"NC": 1, "NCW": 1, "NCHW": 1, "NWC": 2, "NHWC": 3}
-_LAYOUTS = {2: "NC", 3: "NWC", 4: "NCHW"}
-"""What qonnx takes data of each rank for where the node does not say."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +74,7 @@ def _spread(thresholds: np.ndarray) -> tuple[int, ...]:
 def _by_row(tr: Translator, node: ir.Node, quantity: Signal | Joined, channels: int) -> Signal | Joined:
     """The data with its channels on axis 1 of what is built."""
     shape = tr.shape(quantity) if isinstance(quantity, Signal) else ()
-    layout = tr.text(node, "data_layout") or _LAYOUTS.get(len(shape), "")
+    layout = tr.text(node, "data_layout") or LAYOUTS.get(len(shape), "")
     axis = _CHANNEL_AXES.get(layout)
     if axis is None or axis >= len(shape) or shape[axis] != channels:
         raise tr.refuse(node, f"{channels} rows of thresholds for data {shape} in {layout!r}", "expected one a channel")

@@ -98,6 +98,8 @@ def conv_transpose(tr: Translator, node: ir.Node) -> None:
         raise tr.refuse(node, "grouped weights with scales by channel", "use one scale for all of them")
     if tr.states(node, "output_shape"):
         raise tr.refuse(node, "a stated output_shape", "state pads and output_padding")
+    if tr.text(node, "auto_pad", "NOTSET").startswith("SAME"):
+        raise tr.refuse(node, f"auto_pad {tr.text(node, 'auto_pad')!r}", "give explicit pads")
     attrs = window(tr, node, x, weights.codes.shape[2:])
     rank = len(weights.codes.shape) - 2
     attrs["groups"] = groups
