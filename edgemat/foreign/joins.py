@@ -82,7 +82,8 @@ def quantise_join(tr: Translator, node: ir.Node, join: Joined, quantiser: Quanti
     name = tr.label(node)
     grid = Pairs.of(tr, node, join, quantiser)
     expected = grid.expected
-    low, high = max(int(expected.min()) - 1, quantiser.low), min(int(expected.max()) + 1, quantiser.high)
+    # A ReLU or a Clip in the chain may keep the codes within less than the quantiser's rails.
+    low, high = int(expected.min()), int(expected.max())
     best: tuple[int, int, int, list[int], Rounding] | None = None
     furthest = 0
     for bits in GRID_BITS:
@@ -90,11 +91,11 @@ def quantise_join(tr: Translator, node: ir.Node, join: Joined, quantiser: Quanti
         z = grid.sums(m)
         if np.abs(z).max() >= 1 << 31:
             continue
-        separated = solve_offset(Gaps.between(z, expected, low, high), bits)
+        separated = solve_offset(Gaps.between(z, expected, low, max(high, low + 1)), bits)
         if separated is not None:
             best = 0, bits, separated[1], m, separated[0]
             break
-        offset, wrong, far = _fitted(z, expected, bits, quantiser)
+        offset, wrong, far = _fitted(z, expected, bits, (low, high))
         if best is None or wrong < best[0]:
             best, furthest = (wrong, bits, offset, m, Rounding("RND")), far
     if best is None:
@@ -107,6 +108,10 @@ def quantise_join(tr: Translator, node: ir.Node, join: Joined, quantiser: Quanti
         value = rounded_first(tr.bench, value, np.array([rounding.grid + target.fracs[0]]), name)
         stated += f", rounded at {rounding.grid} bits first"
     made = clipped(tr.bench, tr.bench.requantised(value, target, name), quantiser, name)
+    reached = tr.bench.type(made)
+    if reached.lo < low or reached.hi > high:
+        made = tr.bench.add("Clip", [made], {"low": low, "high": high}, f"{name}_limits")
+        made = tr.bench.requantised(made, reached.format, f"{name}_format")
     total = expected.size
     fidelity = "exact" if not wrong else f"differs for {wrong} of {total} pairs of codes, by at most {furthest}"
     tr.note(node, f"{join.node.op_type} with multipliers {m[0]} and {m[1]}, shift {stated}, on {total} pairs", fidelity)
@@ -210,26 +215,26 @@ def chain_slope(chain: Chain) -> float:
     return slope
 
 
-def _fitted(z: np.ndarray, expected: np.ndarray, bits: int, quantiser: Quantiser) -> tuple[int, int, int]:
+def _fitted(z: np.ndarray, expected: np.ndarray, bits: int, rails: tuple[int, int]) -> tuple[int, int, int]:
     """The offset with which ``(z + offset + half) >> bits`` is right most often, how many pairs differ, and how far."""
     half = 1 << (bits - 1)
     order = np.argsort(z, axis=None, kind="stable")
     sums, codes = z.reshape(-1)[order], expected.reshape(-1)[order]
-    inside = (codes > quantiser.low) & (codes < quantiser.high)
+    inside = (codes > rails[0]) & (codes < rails[1])
     # Each code inside the rails bounds the offset: code * 2**bits <= z + half + offset < (code + 1) * 2**bits.
     least = (codes << bits) - sums - half
     most = least + (1 << bits) - 1
-    low = np.where(inside | (codes == quantiser.high), least, np.iinfo(np.int64).min).max(initial=-(1 << 40))
-    high = np.where(inside | (codes == quantiser.low), most, np.iinfo(np.int64).max).min(initial=1 << 40)
+    low = np.where(inside | (codes == rails[1]), least, np.iinfo(np.int64).min).max(initial=-(1 << 40))
+    high = np.where(inside | (codes == rails[0]), most, np.iinfo(np.int64).max).min(initial=1 << 40)
     tried = {0, int(low), int(high), int((low + high) // 2)}
-    scored = [(*_wrong(sums, codes, bits, offset, quantiser), abs(offset), offset) for offset in tried]
+    scored = [(*_wrong(sums, codes, bits, offset, rails), abs(offset), offset) for offset in tried]
     wrong, far, _, offset = min(scored)
     return offset, wrong, far
 
 
-def _wrong(sums: np.ndarray, codes: np.ndarray, bits: int, offset: int, quantiser: Quantiser) -> tuple[int, int]:
+def _wrong(sums: np.ndarray, codes: np.ndarray, bits: int, offset: int, rails: tuple[int, int]) -> tuple[int, int]:
     """For how many sums the codes differ, and by how much at most."""
-    found = np.clip((sums + offset + (1 << (bits - 1))) >> bits, quantiser.low, quantiser.high)
+    found = np.clip((sums + offset + (1 << (bits - 1))) >> bits, *rails)
     return int((found != codes).sum()), int(np.abs(found - codes).max(initial=0))
 
 

@@ -179,7 +179,7 @@ def _shifted(
         return None
     if quantiser.rounding in ("CEIL", "AWAY"):
         return None  # no Requantize rounds up
-    if quantiser.style != "onnx" and _shifts_ties(quantiser):
+    if quantiser.style != "onnx" and shifts_ties(quantiser):
         return None
     rectified = "Relu" in steps
     if rectified and quantiser.low > 0:
@@ -191,7 +191,7 @@ def _shifted(
     return clipped(bench, bench.requantised(value, fmt, name), quantiser, name), f"{fmt}"
 
 
-def _shifts_ties(quantiser: Quantiser) -> bool:
+def shifts_ties(quantiser: Quantiser) -> bool:
     """Whether rounding after the zero point was added differs from rounding before."""
     zero = quantiser.zero_point
     return quantiser.rounding != "TRN" and (zero % 2 != 0 if quantiser.rounding == "RND_CONV" else zero != 0)
@@ -289,9 +289,9 @@ def _span(shifts: np.ndarray) -> str:
 def rounded_first(bench: Workbench, scaled: ir.Value, fracs: np.ndarray, name: str) -> ir.Value:
     """The products on a coarser grid, halves up, nothing cut off."""
     tensor = bench.type(scaled)
-    finest = max(tensor.format.fracs)
-    lost = finest - int(fracs.max())
-    lo, hi = tensor.lo >> max(lost, 0), -(-tensor.hi >> max(lost, 0)) + 1
+    # The least shift of a channel sizes the format: nothing may saturate between the two roundings.
+    lost = int((np.broadcast_to(np.asarray(tensor.format.fracs), fracs.shape) - fracs).min())
+    lo, hi = (tensor.lo >> lost, -(-tensor.hi >> lost) + 1) if lost > 0 else (tensor.lo << -lost, tensor.hi << -lost)
     fmt = replace(accumulator(min(lo, -1), max(hi, 1), (0,)), rounding="RND")
     return bench.requantised(scaled, fmt.with_frac(_uniform(fracs)), f"{name}_first")
 

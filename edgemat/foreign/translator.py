@@ -21,7 +21,7 @@ from edgemat.foreign.gathering import moved, quantise_gathered, steps_and_moves
 from edgemat.foreign.joins import quantise_join
 from edgemat.foreign.quantisers import Quantiser
 from edgemat.foreign.report import BEHIND, FOLDED, REFUSED, TAKEN, ImportReport, Row
-from edgemat.foreign.requantisers import compiled, quantise
+from edgemat.foreign.requantisers import compiled, quantise, shifts_ties
 from edgemat.foreign.signals import Gathered, Joined, Known, Quantity, Raw, Refused, Signal
 from edgemat.foreign.source import Source
 from edgemat.foreign.workbench import Workbench
@@ -367,7 +367,11 @@ class Translator:
             made = self.bench.add("Clip", [made], {"low": quantiser.low, "high": quantiser.high}, f"{source.name}_clip")
         signal = Signal(made, factor)
         self._quantised[source] = key, signal
-        self.note(node, f"input {source.name!r} in {attrs['y_format']}" + (f", scale {factor}" if factor != 1 else ""))
+        told = f"input {source.name!r} in {attrs['y_format']}" + (f", scale {factor}" if factor != 1 else "")
+        ties = quantiser.style != "onnx" and not quantiser.bipolar and shifts_ties(quantiser)
+        if ties and quantiser.rounding == "TRN_ZERO":
+            raise self.refuse(node, "an input rounded toward its zero point", "round to nearest at the input")
+        self.note(node, told, "differs for inputs on a tie, by at most 1" if ties else "exact")
         return signal
 
 

@@ -14,7 +14,6 @@ import edgemat
 from edgemat.foreign.execution import _thresholds
 from edgemat.foreign.importing import ImportRefused, import_onnx
 from edgemat.foreign.joins import _fitted
-from edgemat.foreign.quantisers import Quantiser
 
 X = TensorProto.FLOAT
 
@@ -87,7 +86,7 @@ def test_thresholds_of_rank_3_lie_along_the_last_axis_unless_the_node_says_other
 def test_how_far_a_sum_is_off_is_measured() -> None:
     z = np.arange(8, dtype=np.int64) << 4
     expected = np.array([0, 1, 2, 3, 4, 5, 6, 40])
-    _, wrong, far = _fitted(z, expected, 4, Quantiser(np.ones((), np.float32), 0, 0, 255))
+    _, wrong, far = _fitted(z, expected, 4, (0, 255))
     assert (wrong, far) == (1, 33)
 
 

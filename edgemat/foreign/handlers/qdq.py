@@ -18,6 +18,11 @@ from edgemat.formats import Fixed
 def quantize_linear(tr: Translator, node: ir.Node) -> None:
     """y = saturate(round_half_even(x / scale) + zero_point)."""
     scale, zero = tr.known(node, 1).array, tr.optional(node, 2)
+    if zero is None and tr.integer(node, "output_dtype"):
+        kind = _STORED.get(tr.integer(node, "output_dtype"))
+        if kind is None:
+            raise tr.refuse(node, "an output_dtype that is no integer of 8 or 16 bits", "quantise to int8 or uint8")
+        zero = np.zeros((), kind)
     quantity = tr.quantity(node, 0)
     quantiser = onnx_quantiser(scale, zero)
     if isinstance(quantity, Known):
@@ -38,6 +43,9 @@ def quantize_linear(tr: Translator, node: ir.Node) -> None:
     made = tr.quantised(node, quantity, quantiser)
     tr.set(node, replace(made, zero=quantiser.zero_point))
 
+
+_STORED = {2: np.uint8, 3: np.int8, 4: np.uint16, 5: np.int16}
+"""Integers of QuantizeLinear by their number in ONNX."""
 
 STORED_TIES = ("Add", "Mul", "AveragePool")
 """Operators whose 8-bit kernels in onnxruntime round ``x / scale + zero_point``: a tie goes to the even stored integer.
