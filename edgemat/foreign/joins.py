@@ -80,6 +80,8 @@ def quantise_join(tr: Translator, node: ir.Node, join: Joined, quantiser: Quanti
         LoweringError: where there are more than `MAX_PAIRS` pairs, or what follows the sum is not monotone.
     """
     name = tr.label(node)
+    if quantiser.bipolar:
+        raise tr.refuse(node, "the sign of a sum of tensors with real scales", "quantise the sum to 2 bits or more")
     grid = Pairs.of(tr, node, join, quantiser)
     expected = grid.expected
     # A ReLU or a Clip in the chain may keep the codes within less than the quantiser's rails.

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from edgemat.errors import LoweringError
 from edgemat.foreign.affine import affine_of
 from edgemat.foreign.settling import settled
-from edgemat.foreign.signals import Refused, Signal
+from edgemat.foreign.signals import Gathered, Joined, Refused, Signal
 from edgemat.formats import Fixed
 
 if TYPE_CHECKING:
@@ -32,6 +32,8 @@ def close(tr: Translator, value: ir.Value) -> None:
     name, quantity = value.name or "output", tr.values.get(value)
     if isinstance(quantity, Refused):
         return
+    if isinstance(quantity, (Joined, Gathered)):
+        raise LoweringError(f"output {name!r} joins tensors of different real scales; quantise it")
     if not isinstance(quantity, Signal):
         raise LoweringError(f"output {name!r} does not depend on quantised data; quantise the network's input")
     node = value.producer() or ir.Node("", "Output", [], name=name)

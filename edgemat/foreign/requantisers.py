@@ -245,7 +245,7 @@ def _written(
             return _multiplied(bench, tensor, signal, quantiser, replace(solved, a=solved.a * sign), name)
     if by_table and not quantiser.bipolar:
         return _table(bench, tensor, signal, function, name)
-    thresholds = find_thresholds(rising, lo, hi, low, high)
+    thresholds = find_thresholds(rising, lo, hi, low, max(high, low + 1))  # of a constant: one that is never reached
     value = _flipped(bench, tensor, signal.value, sign, name) if (sign < 0).any() else signal.value
     return _compared(bench, value, quantiser, thresholds, low, name)
 

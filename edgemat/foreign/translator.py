@@ -389,7 +389,9 @@ def input_attributes(tr: Translator, node: ir.Node, quantiser: Quantiser) -> tup
     """Attributes of the Quantize of a graph input, and the factor of its codes."""
     if quantiser.bipolar and quantiser.scale == 1:
         return {"y_format": "bipolar"}, ONE
-    if quantiser.bipolar or quantiser.rounding not in ROUNDINGS:
+    if quantiser.bipolar:
+        raise tr.refuse(node, f"an input of one bit with the scale {float(quantiser.scale)}", "use the scale 1")
+    if quantiser.rounding not in ROUNDINGS:
         raise tr.refuse(
             node, f"an input quantiser that rounds by {quantiser.rounding}", "round to nearest at the input"
         )

@@ -117,3 +117,15 @@ def test_an_input_rounded_beside_an_odd_zero_point_is_not_called_exact(tmp_path:
     assert import_onnx(tmp_path / "odd.onnx", tmp_path / "net.onnx").inexact
     with pytest.raises(ImportRefused, match="tie"):
         import_onnx(tmp_path / "odd.onnx", tmp_path / "net.onnx", strict=True)
+
+
+def test_a_layer_that_is_always_off_gives_its_constant(tmp_path: Path) -> None:
+    file = File()
+    data = file.quantised("x", 0.05, np.uint8(0))
+    codes = file.constant(np.array([[-100, -50, -1]] * 20, np.int8))
+    scales = file.constant(np.array([0.003, 0.02, 0.01], np.float32)), file.constant(np.zeros(3, np.int8))
+    product = file.op("MatMul", data, file.op("DequantizeLinear", codes, *scales, axis=1))
+    path = file.save(tmp_path / "off.onnx", ["N", 20], file.quantised(file.op("Relu", product), 0.1, np.uint8(0)))
+    x = np.random.default_rng(3).uniform(0, 12, (50, 20)).astype(np.float32)
+    found, expected, inexact = both(path, x)
+    assert np.array_equal(found, expected) and not inexact and not found.any()
