@@ -232,9 +232,9 @@ def test_control_a_change_of_the_files_is_seen(change, tmp_path) -> None:
     assert differing(graph, [call], codes, found) == [call.name]
 
 
-def preprocessed(cases: list[Call], thumb: bool, folder) -> str:
+def preprocessed(cases: list[Call], thumb: bool, folder, packing: str = "1.6") -> str:
     """kernels.c of a library behind the preprocessor."""
-    made = project(side_by_side("trits", cases), ternary_packing="1.6")
+    made = project(side_by_side("trits", cases), ternary_packing=packing)
     for name, text in made.files(example=False).items():
         (folder / name).parent.mkdir(exist_ok=True, parents=True)
         (folder / name).write_text(text, encoding="utf-8")
@@ -287,7 +287,7 @@ def test_no_weight_is_multiplied(thumb, tmp_path) -> None:
     w, codes = constant("fixed<8,1>", cases[0].constants[1])
     attrs = {**cases[0].attrs, "w_format": "fixed<8,1>"}
     control = Call(cases[0].op, "fc", [cases[0].x[0], w, *cases[0].x[2:]], attrs, {**cases[0].constants, 1: codes})
-    assert re.search(WEIGHT_PRODUCT, preprocessed([control], thumb, tmp_path / "int8"))
+    assert re.search(WEIGHT_PRODUCT, preprocessed([control], thumb, tmp_path / "int8", "auto"))
 
 
 @pytest.mark.parametrize(("packing", "byte"), [("2", 4), ("1.6", 5)])
