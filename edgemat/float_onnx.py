@@ -16,6 +16,7 @@ from torch import fx, nn
 
 from edgemat.errors import EdgematError, LoweringError, UnsupportedOpError
 from edgemat.foreign.constants import run
+from edgemat.foreign.padding import same_pads
 from edgemat.foreign.source import Source, load, source_of
 from edgemat.foreign.translator import MALFORMED, malformed
 
@@ -215,19 +216,8 @@ def _padded(rd: _Reader, node: ir.Node, x: fx.Node, kernel: tuple[int, ...]) -> 
     pads, auto = rd.attribute(node, "pads", (0,) * 2 * rank), rd.attribute(node, "auto_pad", "NOTSET")
     strides, dilations = (rd.attribute(node, key, (1,) * rank) for key in ("strides", "dilations"))
     if auto in ("SAME_UPPER", "SAME_LOWER"):
-        before, after = [], []
-        for axis in range(rank):
-            reach = dilations[axis] * (kernel[axis] - 1) + 1
-            size = 0 if strides[axis] == 1 else rd.size(node, axis + 2)
-            total = (
-                reach - 1
-                if strides[axis] == 1
-                else max((-(-size // strides[axis]) - 1) * strides[axis] + reach - size, 0)
-            )
-            small, large = total // 2, total - total // 2
-            before.append(small if auto == "SAME_UPPER" else large)
-            after.append(large if auto == "SAME_UPPER" else small)
-        pads = (*before, *after)
+        sizes = [1 if strides[axis] == 1 else rd.size(node, axis + 2) for axis in range(rank)]
+        pads = same_pads(sizes, kernel, strides, dilations, auto == "SAME_UPPER")
     elif auto == "VALID":
         pads = (0,) * 2 * rank
     elif auto not in ("NOTSET", ""):

@@ -157,7 +157,7 @@ def compiled(bench: Workbench, signal: Signal, quantiser: Quantiser) -> Compiled
     )
 
 
-def quantise(bench: Workbench, signal: Signal, quantiser: Quantiser, node: ir.Node, name: str) -> tuple[Signal, str]:
+def quantise(bench: Workbench, signal: Signal, quantiser: Quantiser, name: str) -> tuple[Signal, str]:
     """Writes the quantiser behind a signal; returns the codes and what they were made with.
 
     Raises:
@@ -165,14 +165,12 @@ def quantise(bench: Workbench, signal: Signal, quantiser: Quantiser, node: ir.No
     """
     tensor = bench.type(signal.value)
     function = compiled(bench, signal, quantiser)
-    made = _shifted(bench, tensor, signal, quantiser, name) or _written(bench, tensor, signal, function, node, name)
+    made = _shifted(bench, signal, quantiser, name) or _written(bench, tensor, signal, function, name)
     value, how = made
     return Signal(value, quantiser.factor, perm=signal.perm), how
 
 
-def _shifted(
-    bench: Workbench, tensor: Tensor, signal: Signal, quantiser: Quantiser, name: str
-) -> tuple[ir.Value, str] | None:
+def _shifted(bench: Workbench, signal: Signal, quantiser: Quantiser, name: str) -> tuple[ir.Value, str] | None:
     """A Requantize, where binary points alone are moved; None elsewhere."""
     steps = [step.op_type for step in signal.chain.steps]
     if quantiser.fracs is None or (signal.factor != 1).any() or any(op not in ("Relu", "Identity") for op in steps):
@@ -207,9 +205,7 @@ def clipped(bench: Workbench, value: ir.Value, quantiser: Quantiser, name: str) 
     return made if bench.type(made).format.fracs == fmt.fracs else bench.requantised(made, fmt, f"{name}_format")
 
 
-def _written(
-    bench: Workbench, tensor: Tensor, signal: Signal, function: Compiled, node: ir.Node, name: str
-) -> tuple[ir.Value, str]:
+def _written(bench: Workbench, tensor: Tensor, signal: Signal, function: Compiled, name: str) -> tuple[ir.Value, str]:
     quantiser = function.quantiser
     span = int((function.hi - function.lo).max()) + 1
     small = tensor.format.width <= MAX_INPUT_BITS and not (tensor.format.bipolar or tensor.format.per_channel)

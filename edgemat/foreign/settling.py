@@ -111,7 +111,7 @@ def _by_arithmetic(tr: Translator, node: ir.Node, signal: Signal) -> Signal:
     low, high = int(ends.min()), int(ends.max())
     if max(-low, high) >= 1 << 24:
         raise tr.refuse(node, f"integers from {low} to {high}, which float32 does not tell apart", "clip them first")
-    made, how = quantise(tr.bench, signal, replace(widest, low=low, high=high), node, signal.chain.steps[-1].node)
+    made, how = quantise(tr.bench, signal, replace(widest, low=low, high=high), signal.chain.steps[-1].node)
     tr.note(node, f"{signal.chain.steps[-1].node}: {how}")
     return made
 

@@ -332,7 +332,7 @@ class Translator:
             and not quantity.chain
         ):
             quantity = replace(quantity, fused=True, witness=None)
-        made, how = quantise(self.bench, quantity, quantiser, node, name)
+        made, how = quantise(self.bench, quantity, quantiser, name)
         self.note(node, how)
         if quantity.witness is not None:
             self.note(node, *quantity.witness.fidelity(compiled(self.bench, quantity, quantiser)))

@@ -91,7 +91,7 @@ def trunc(tr: Translator, node: ir.Node) -> None:
         low, high = found.rails[0] - zero, found.rails[1] - zero
     unit = np.float32(2.0**found.drop)
     quantiser = Quantiser(np.asarray(unit), zero, low, high, found.rounding, "qonnx")
-    made, how = quantise(tr.bench, signal, quantiser, node, tr.label(node))
+    made, how = quantise(tr.bench, signal, quantiser, tr.label(node))
     tr.note(node, f"{found.drop} bits dropped, {how}")
     if found.rails is None and found.zero:
         fmt = Fixed(34, 34).with_frac(-found.drop)
@@ -114,7 +114,7 @@ def integers(tr: Translator, node: ir.Node, signal: Signal, found: Truncation) -
     low, high = int(ends.min()), int(ends.max())
     if max(-low, high) >= REACH - abs(found.zero):
         raise tr.refuse(node, f"integers from {low} to {high}, which float32 does not tell apart", "scale them down")
-    made, _ = quantise(tr.bench, signal, replace(wide, low=low, high=high), node, f"{tr.label(node)}_whole")
+    made, _ = quantise(tr.bench, signal, replace(wide, low=low, high=high), f"{tr.label(node)}_whole")
     return plain(tr, node, made)
 
 

@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from edgemat.errors import FormatError
 from edgemat.foreign.chains import Step
+from edgemat.foreign.padding import same_pads
 from edgemat.foreign.settling import grid_of, settled
 from edgemat.foreign.signals import Known, Signal
 from edgemat.foreign.translator import Handler, Translator
@@ -120,13 +121,7 @@ def window(tr: Translator, node: ir.Node, x: Signal, kernel: tuple[int, ...]) ->
         raise tr.refuse(node, f"strides {strides}, dilations {dilations}, pads {pads}", f"expected {rank} axes")
     auto = tr.text(node, "auto_pad", "NOTSET")
     if auto in ("SAME_UPPER", "SAME_LOWER"):
-        before, after = [], []
-        for size, k, stride, dilation in zip(shape[1:], kernel, strides, dilations, strict=True):
-            total = max((-(-size // stride) - 1) * stride + dilation * (k - 1) + 1 - size, 0)
-            small, large = total // 2, total - total // 2
-            before.append(small if auto == "SAME_UPPER" else large)
-            after.append(large if auto == "SAME_UPPER" else small)
-        pads = (*before, *after)
+        pads = same_pads(shape[1:], kernel, strides, dilations, auto == "SAME_UPPER")
     elif auto == "VALID":
         pads = (0,) * 2 * rank
     elif auto != "NOTSET":
